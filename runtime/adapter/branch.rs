@@ -1,0 +1,136 @@
+//! Low-rank branches as devices see them: `y += scaling * up · act(down · x)`.
+
+use crate::error::{Error, Result};
+use crate::weights::{DType, Tensor};
+
+/// What stands between the two small matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BranchKind {
+    /// Nothing: `s_l · B (A x)`.
+    Lora,
+    /// Exact (erf) GELU: `s_r · U gelu(D x)`, CA-LoRA's recovery module.
+    Recovery,
+    /// Nothing, but trained as recovery: it folds into a LoRA.
+    LinearRecovery,
+}
+
+impl BranchKind {
+    /// Whether a GELU is applied to the inner values.
+    pub fn is_gelu(self) -> bool {
+        self == Self::Recovery
+    }
+}
+
+/// One small matrix: floats, or int8 with a scale a row.
+#[derive(Clone, Debug)]
+pub enum LowRank {
+    /// (rows, cols) f32, f16 or bf16.
+    Float(Tensor),
+    /// (rows, cols) I8 and (rows) F32: `value * scale[row]`.
+    Int8 {
+        /// The integers.
+        values: Tensor,
+        /// One scale a row.
+        scales: Tensor,
+    },
+}
+
+impl LowRank {
+    /// (rows, cols).
+    pub fn shape(&self) -> (usize, usize) {
+        let tensor = self.tensor();
+        (tensor.shape[0], tensor.shape[1])
+    }
+
+    /// The tensor that holds the values.
+    pub fn tensor(&self) -> &Tensor {
+        match self {
+            Self::Float(tensor) => tensor,
+            Self::Int8 { values, .. } => values,
+        }
+    }
+
+    /// Whether f16 holds every value without loss of more than int8 or f16 storage already lost.
+    pub fn fits_f16(&self) -> bool {
+        !matches!(self, Self::Float(t) if t.dtype != DType::F16)
+    }
+
+    /// Bytes in the file.
+    pub fn byte_len(&self) -> usize {
+        match self {
+            Self::Float(tensor) => tensor.bytes().len(),
+            Self::Int8 { values, scales } => values.bytes().len() + scales.bytes().len(),
+        }
+    }
+
+    /// (rows, cols) as float32; refuses values that are not finite.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        let values = match self {
+            Self::Float(tensor) => tensor.to_f32()?,
+            Self::Int8 { values, scales } => {
+                let cols = values.shape[1];
+                let scales = scales.to_f32()?;
+                let bytes = values.elements::<i8>();
+                bytes.iter().enumerate().map(|(i, v)| f32::from(*v) * scales[i / cols]).collect()
+            }
+        };
+        match values.iter().position(|v| !v.is_finite()) {
+            Some(at) => {
+                let tensor = self.tensor();
+                Err(Error::tensor(tensor.path(), &tensor.name, format!("element {at} is {}", values[at])))
+            }
+            None => Ok(values),
+        }
+    }
+}
+
+/// One branch of one linear.
+#[derive(Clone, Debug)]
+pub struct Branch {
+    /// LoRA or recovery.
+    pub kind: BranchKind,
+    /// `s_l` or `s_r`, times the scale the caller attached it with.
+    pub scaling: f32,
+    /// (r, K): A or D.
+    pub down: LowRank,
+    /// (R, r): B or U.
+    pub up: LowRank,
+}
+
+impl Branch {
+    /// r.
+    pub fn rank(&self) -> usize {
+        self.down.shape().0
+    }
+}
+
+/// All branches attached at once, by linear: what a device makes resident. Ranks concatenate in order.
+#[derive(Clone, Debug, Default)]
+pub struct Tail {
+    /// For each [`crate::arch::LinearId`] its branches; empty where nothing is attached.
+    pub branches: Vec<Vec<Branch>>,
+}
+
+impl Tail {
+    /// Total rank beside one linear.
+    pub fn rank(&self, linear: usize) -> usize {
+        self.branches.get(linear).map_or(0, |list| list.iter().map(Branch::rank).sum())
+    }
+
+    /// Bytes of all branches in their files.
+    pub fn byte_len(&self) -> usize {
+        self.branches.iter().flatten().map(|b| b.down.byte_len() + b.up.byte_len()).sum()
+    }
+
+    /// Several adapters at once, each with a scale.
+    pub fn stack(parts: &[(&Tail, f32)]) -> Self {
+        let linears = parts.iter().map(|(tail, _)| tail.branches.len()).max().unwrap_or(0);
+        let mut branches = vec![Vec::new(); linears];
+        for (tail, scale) in parts {
+            for (list, out) in tail.branches.iter().zip(&mut branches) {
+                out.extend(list.iter().cloned().map(|b| Branch { scaling: b.scaling * scale, ..b }));
+            }
+        }
+        Self { branches }
+    }
+}

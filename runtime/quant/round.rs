@@ -1,0 +1,2 @@
+//! Round-to-nearest compression of a row.
+

@@ -1,0 +1,146 @@
+//! One weight matrix (R output rows, K inputs), dense or compressed, still in its file.
+
+use super::tensor::Tensor;
+use crate::error::{Error, Result};
+use crate::quant::{Scheme, pack::unpack};
+
+/// How a matrix is stored.
+#[derive(Clone, Debug)]
+pub enum Storage {
+    /// (R, K) f32, f16 or bf16.
+    Dense(Tensor),
+    /// compressed-tensors `pack-quantized`; see [`crate::quant`].
+    Packed {
+        /// Bits, group, symmetry.
+        scheme: Scheme,
+        /// (R, words) I32.
+        words: Tensor,
+        /// (R, groups) f32, f16 or bf16.
+        scales: Tensor,
+        /// (ceil(R * bits / 32), groups) I32, packed along the rows; only where asymmetric.
+        zero_points: Option<Tensor>,
+    },
+}
+
+/// A weight matrix.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    /// R, output channels.
+    pub rows: usize,
+    /// K, inputs.
+    pub cols: usize,
+    /// The bytes.
+    pub storage: Storage,
+}
+
+impl Matrix {
+    /// A dense matrix; refuses a tensor that is not 2-D or not of a float type.
+    pub fn dense(tensor: Tensor) -> Result<Self> {
+        let [rows, cols] = tensor.shape[..] else {
+            return Err(Error::tensor(tensor.path(), &tensor.name, format!("has shape {:?}, expected two dimensions", tensor.shape)));
+        };
+        tensor.to_f32_range(0..0)?;
+        Ok(Self { rows, cols, storage: Storage::Dense(tensor) })
+    }
+
+    /// A compressed matrix of `rows` x `cols`; refuses tensors of other shapes or types.
+    pub fn packed(
+        rows: usize,
+        cols: usize,
+        scheme: Scheme,
+        words: Tensor,
+        scales: Tensor,
+        zero_points: Option<Tensor>,
+    ) -> Result<Self> {
+        scheme.check(cols)?;
+        words.expect_shape(&[rows, scheme.words(cols)])?;
+        scales.expect_shape(&[rows, scheme.groups(cols)])?;
+        scales.to_f32_range(0..0)?;
+        let integer = |t: &Tensor| match t.dtype {
+            super::DType::I32 => Ok(()),
+            other => Err(Error::tensor(t.path(), &t.name, format!("is {other:?}, expected I32 words"))),
+        };
+        integer(&words)?;
+        match (&zero_points, scheme.symmetric) {
+            (Some(zeros), false) => {
+                integer(zeros)?;
+                zeros.expect_shape(&[rows.div_ceil(scheme.bits.per_word()), scheme.groups(cols)])?;
+            }
+            (None, true) => {}
+            (Some(zeros), true) => {
+                return Err(Error::tensor(zeros.path(), &zeros.name, "a symmetric scheme has no zero points"));
+            }
+            (None, false) => {
+                return Err(Error::tensor(words.path(), &words.name, "an asymmetric scheme needs weight_zero_point"));
+            }
+        }
+        Ok(Self { rows, cols, storage: Storage::Packed { scheme, words, scales, zero_points } })
+    }
+
+    /// Bytes of weights, scales and zero points in the file.
+    pub fn byte_len(&self) -> usize {
+        match &self.storage {
+            Storage::Dense(tensor) => tensor.bytes().len(),
+            Storage::Packed { words, scales, zero_points, .. } => {
+                words.bytes().len() + scales.bytes().len() + zero_points.as_ref().map_or(0, |z| z.bytes().len())
+            }
+        }
+    }
+
+    /// The tensor that names this matrix in error messages.
+    pub fn tensor(&self) -> &Tensor {
+        match &self.storage {
+            Storage::Dense(tensor) => tensor,
+            Storage::Packed { words, .. } => words,
+        }
+    }
+
+    /// (R, groups) scales as float32; refuses NaN and infinities, which only a damaged file has.
+    pub fn scales(&self) -> Result<Option<Vec<f32>>> {
+        let Storage::Packed { scales, .. } = &self.storage else { return Ok(None) };
+        let values = scales.to_f32()?;
+        match values.iter().position(|v| !v.is_finite()) {
+            Some(at) => Err(Error::tensor(scales.path(), &scales.name, format!("element {at} is {}", values[at]))),
+            None => Ok(Some(values)),
+        }
+    }
+
+    /// (R, groups) zero points with the stored offset (`0..2^bits`), where the scheme has them.
+    pub fn zero_points(&self) -> Option<Vec<u8>> {
+        let Storage::Packed { scheme, zero_points: Some(zeros), .. } = &self.storage else { return None };
+        let groups = scheme.groups(self.cols);
+        let words = zeros.elements::<u32>();
+        let mut column = vec![0; words.len() / groups.max(1)];
+        let mut out = vec![0; self.rows * groups];
+        for g in 0..groups {
+            for (r, word) in column.iter_mut().enumerate() {
+                *word = words[r * groups + g];
+            }
+            for row in 0..self.rows {
+                out[row * groups + g] = unpack(scheme.bits, &column, row);
+            }
+        }
+        Some(out)
+    }
+
+    /// The whole matrix as float32, (R, K): for tests, compression and small matrices, never in a step.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        let (scheme, words) = match &self.storage {
+            Storage::Dense(tensor) => return tensor.to_f32(),
+            Storage::Packed { scheme, words, .. } => (*scheme, words.elements::<u32>()),
+        };
+        let scales = self.scales()?.unwrap_or_default();
+        let zeros = self.zero_points();
+        let (group, groups, per_row) = (scheme.group_size(self.cols), scheme.groups(self.cols), scheme.words(self.cols));
+        let mut out = Vec::with_capacity(self.rows * self.cols);
+        for row in 0..self.rows {
+            let row_words = &words[row * per_row..(row + 1) * per_row];
+            for k in 0..self.cols {
+                let g = row * groups + k / group;
+                let zero = zeros.as_ref().map_or(scheme.bits.offset(), |z| i32::from(z[g]));
+                out.push((i32::from(unpack(scheme.bits, row_words, k)) - zero) as f32 * scales[g]);
+            }
+        }
+        Ok(out)
+    }
+}

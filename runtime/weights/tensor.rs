@@ -1,0 +1,157 @@
+//! A tensor as a view of mapped (or owned) bytes: cloning one copies no weights.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use half::{bf16, f16};
+
+use crate::error::{Error, Result};
+
+/// Element types that tensors are stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// 32-bit float.
+    F32,
+    /// IEEE half.
+    F16,
+    /// bfloat16.
+    BF16,
+    /// Signed byte.
+    I8,
+    /// 32-bit integer (packed words).
+    I32,
+    /// 64-bit integer (shapes).
+    I64,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::I8 => 1,
+            Self::F16 | Self::BF16 => 2,
+            Self::F32 | Self::I32 => 4,
+            Self::I64 => 8,
+        }
+    }
+}
+
+/// Where a tensor's bytes live.
+#[derive(Clone)]
+pub(crate) enum Backing {
+    Mapped(Arc<memmap2::Mmap>),
+    /// u64 elements keep the bytes aligned for every element type.
+    Owned(Arc<[u64]>),
+}
+
+impl Backing {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Owned(words) => bytemuck::cast_slice(words),
+        }
+    }
+}
+
+/// A named array with its shape, backed by a file or by memory.
+#[derive(Clone)]
+pub struct Tensor {
+    pub(crate) backing: Backing,
+    pub(crate) range: Range<usize>,
+    pub(crate) path: Arc<PathBuf>,
+    /// The name in the file.
+    pub name: Arc<str>,
+    /// The element type.
+    pub dtype: DType,
+    /// The shape, outermost first.
+    pub shape: Vec<usize>,
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?} {:?}", self.name, self.dtype, self.shape)
+    }
+}
+
+impl Tensor {
+    /// A tensor in memory, for generated weights.
+    pub fn from_slice<T: bytemuck::Pod>(name: &str, dtype: DType, shape: &[usize], values: &[T]) -> Result<Self> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        if shape.iter().product::<usize>() * dtype.size() != bytes.len() {
+            let reason = format!("{} bytes for shape {shape:?} of {dtype:?}", bytes.len());
+            return Err(Error::tensor("(memory)", name, reason));
+        }
+        let mut words = vec![0u64; bytes.len().div_ceil(8)];
+        bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..bytes.len()].copy_from_slice(bytes);
+        Ok(Self {
+            backing: Backing::Owned(words.into()),
+            range: 0..bytes.len(),
+            path: Arc::new(PathBuf::from("(memory)")),
+            name: name.into(),
+            dtype,
+            shape: shape.to_vec(),
+        })
+    }
+
+    /// A float32 tensor in memory.
+    pub fn from_f32(name: &str, shape: &[usize], values: &[f32]) -> Result<Self> {
+        Self::from_slice(name, DType::F32, shape, values)
+    }
+
+    /// The file that it came from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The raw little-endian bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.backing.bytes()[self.range.clone()]
+    }
+
+    /// The elements as `T`, borrowed where the file has them aligned.
+    pub fn elements<T: bytemuck::Pod>(&self) -> Cow<'_, [T]> {
+        match bytemuck::try_cast_slice(self.bytes()) {
+            Ok(slice) => Cow::Borrowed(slice),
+            Err(_) => Cow::Owned(bytemuck::pod_collect_to_vec(self.bytes())),
+        }
+    }
+
+    /// The elements `range` (counted in elements) as float32; packed and integer types are refused.
+    pub fn to_f32_range(&self, range: Range<usize>) -> Result<Vec<f32>> {
+        let size = self.dtype.size();
+        let bytes = &self.bytes()[range.start * size..range.end * size];
+        Ok(match self.dtype {
+            DType::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            DType::F16 => bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+            DType::BF16 => bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+            other => {
+                return Err(Error::tensor(self.path(), &self.name, format!("is {other:?}, expected a float type")));
+            }
+        })
+    }
+
+    /// All elements as float32.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        self.to_f32_range(0..self.len())
+    }
+
+    /// Refuses another shape.
+    pub fn expect_shape(&self, shape: &[usize]) -> Result<()> {
+        if self.shape == shape {
+            return Ok(());
+        }
+        Err(Error::tensor(self.path(), &self.name, format!("has shape {:?}, expected {shape:?}", self.shape)))
+    }
+}
