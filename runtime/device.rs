@@ -128,7 +128,12 @@ pub trait Device: Send {
 }
 
 /// Checks that every device makes before it runs a pass; `capacity` is the cache's.
-pub(crate) fn check_pass(recipe: &Recipe, info: &DeviceInfo, pass: &Forward<'_>, capacity: usize) -> Result<()> {
+pub(crate) fn check_pass(
+    recipe: &Recipe,
+    info: &DeviceInfo,
+    pass: &Forward<'_>,
+    capacity: usize,
+) -> Result<()> {
     if pass.tokens.is_empty() {
         return Err(Error::EmptyPrompt);
     }

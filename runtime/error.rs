@@ -104,7 +104,9 @@ pub enum Error {
         vocab: usize,
     },
     /// The prompt does not fit the context.
-    #[error("the context holds {available} tokens, {needed} are needed; shorten the prompt or load with a larger context")]
+    #[error(
+        "the context holds {available} tokens, {needed} are needed; shorten the prompt or load with a larger context"
+    )]
     ContextFull {
         /// Tokens needed, transcript included.
         needed: usize,
@@ -192,7 +194,15 @@ impl Error {
     }
 
     /// An option with an impossible value.
-    pub(crate) fn option(option: &str, value: impl std::fmt::Display, reason: impl std::fmt::Display) -> Self {
-        Self::InvalidOption { option: option.to_owned(), value: value.to_string(), reason: reason.to_string() }
+    pub(crate) fn option(
+        option: &str,
+        value: impl std::fmt::Display,
+        reason: impl std::fmt::Display,
+    ) -> Self {
+        Self::InvalidOption {
+            option: option.to_owned(),
+            value: value.to_string(),
+            reason: reason.to_string(),
+        }
     }
 }

@@ -4,4 +4,7 @@
 
 pub mod recipe;
 
-pub use recipe::{Activation, Linear, LinearId, MatrixId, MatrixSpec, ModelShape, Output, Recipe, Rope, Slot, Step, VectorId, VectorSpec};
+pub use recipe::{
+    Activation, Linear, LinearId, MatrixId, MatrixSpec, ModelShape, Output, Recipe, Rope, Slot, Step,
+    VectorId, VectorSpec,
+};

@@ -28,7 +28,7 @@ mod tests {
     #[test]
     fn every_value_survives_in_every_place() {
         for bits in [Bits::Int4, Bits::Int8] {
-            for len in [1, 3, 7, 8, 9, 31, 32, 33, 172] {
+            for len in [1usize, 3, 7, 8, 9, 31, 32, 33, 172] {
                 let row: Vec<u8> = (0..len).map(|i| ((i * 7 + 3) % (1 << bits.count())) as u8).collect();
                 let mut words = Vec::new();
                 pack_row(bits, &row, &mut words);

@@ -1,2 +1,1 @@
 //! Round-to-nearest compression of a row.
-

@@ -37,7 +37,11 @@ impl Matrix {
     /// A dense matrix; refuses a tensor that is not 2-D or not of a float type.
     pub fn dense(tensor: Tensor) -> Result<Self> {
         let [rows, cols] = tensor.shape[..] else {
-            return Err(Error::tensor(tensor.path(), &tensor.name, format!("has shape {:?}, expected two dimensions", tensor.shape)));
+            return Err(Error::tensor(
+                tensor.path(),
+                &tensor.name,
+                format!("has shape {:?}, expected two dimensions", tensor.shape),
+            ));
         };
         tensor.to_f32_range(0..0)?;
         Ok(Self { rows, cols, storage: Storage::Dense(tensor) })
@@ -68,10 +72,18 @@ impl Matrix {
             }
             (None, true) => {}
             (Some(zeros), true) => {
-                return Err(Error::tensor(zeros.path(), &zeros.name, "a symmetric scheme has no zero points"));
+                return Err(Error::tensor(
+                    zeros.path(),
+                    &zeros.name,
+                    "a symmetric scheme has no zero points",
+                ));
             }
             (None, false) => {
-                return Err(Error::tensor(words.path(), &words.name, "an asymmetric scheme needs weight_zero_point"));
+                return Err(Error::tensor(
+                    words.path(),
+                    &words.name,
+                    "an asymmetric scheme needs weight_zero_point",
+                ));
             }
         }
         Ok(Self { rows, cols, storage: Storage::Packed { scheme, words, scales, zero_points } })
@@ -82,7 +94,9 @@ impl Matrix {
         match &self.storage {
             Storage::Dense(tensor) => tensor.bytes().len(),
             Storage::Packed { words, scales, zero_points, .. } => {
-                words.bytes().len() + scales.bytes().len() + zero_points.as_ref().map_or(0, |z| z.bytes().len())
+                words.bytes().len()
+                    + scales.bytes().len()
+                    + zero_points.as_ref().map_or(0, |z| z.bytes().len())
             }
         }
     }
@@ -100,7 +114,9 @@ impl Matrix {
         let Storage::Packed { scales, .. } = &self.storage else { return Ok(None) };
         let values = scales.to_f32()?;
         match values.iter().position(|v| !v.is_finite()) {
-            Some(at) => Err(Error::tensor(scales.path(), &scales.name, format!("element {at} is {}", values[at]))),
+            Some(at) => {
+                Err(Error::tensor(scales.path(), &scales.name, format!("element {at} is {}", values[at])))
+            }
             None => Ok(Some(values)),
         }
     }
@@ -131,7 +147,8 @@ impl Matrix {
         };
         let scales = self.scales()?.unwrap_or_default();
         let zeros = self.zero_points();
-        let (group, groups, per_row) = (scheme.group_size(self.cols), scheme.groups(self.cols), scheme.words(self.cols));
+        let (group, groups, per_row) =
+            (scheme.group_size(self.cols), scheme.groups(self.cols), scheme.words(self.cols));
         let mut out = Vec::with_capacity(self.rows * self.cols);
         for row in 0..self.rows {
             let row_words = &words[row * per_row..(row + 1) * per_row];

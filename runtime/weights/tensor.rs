@@ -77,7 +77,12 @@ impl std::fmt::Debug for Tensor {
 
 impl Tensor {
     /// A tensor in memory, for generated weights.
-    pub fn from_slice<T: bytemuck::Pod>(name: &str, dtype: DType, shape: &[usize], values: &[T]) -> Result<Self> {
+    pub fn from_slice<T: bytemuck::Pod>(
+        name: &str,
+        dtype: DType,
+        shape: &[usize],
+        values: &[T],
+    ) -> Result<Self> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         if shape.iter().product::<usize>() * dtype.size() != bytes.len() {
             let reason = format!("{} bytes for shape {shape:?} of {dtype:?}", bytes.len());
@@ -135,9 +140,15 @@ impl Tensor {
         Ok(match self.dtype {
             DType::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
             DType::F16 => bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-            DType::BF16 => bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+            DType::BF16 => {
+                bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
+            }
             other => {
-                return Err(Error::tensor(self.path(), &self.name, format!("is {other:?}, expected a float type")));
+                return Err(Error::tensor(
+                    self.path(),
+                    &self.name,
+                    format!("is {other:?}, expected a float type"),
+                ));
             }
         })
     }
