@@ -5,6 +5,12 @@
 //! lanes a token, one for eight products of each fourth block, multiplied and added (not fused) block after block, and
 //! folded by [`fold`]; float kernels have a lane for each place in a block.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 mod products;
 
@@ -47,6 +53,12 @@ impl Simd {
     pub(super) fn kernels(self) -> Option<Kernels> {
         match self {
             Self::Portable => Some(portable::KERNELS),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => avx2::kernels(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => avx512::kernels(),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => neon::kernels(),
             #[allow(unreachable_patterns)] // each machine lacks some
             _ => None,
         }
@@ -154,6 +166,16 @@ pub(super) fn bytes_at<const N: usize>(row: &[u8], start: usize) -> [u8; N] {
             let rest = row.get(start..).unwrap_or_default();
             std::array::from_fn(|i| rest.get(i).copied().unwrap_or(0))
         }
+    }
+}
+
+/// Gives `load` a pointer to piece `i` of `N` bytes of the row, padded with zeros past its end.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+pub(super) fn with_bytes<const N: usize, R>(row: &[u8], i: usize, load: impl FnOnce(*const u8) -> R) -> R {
+    match row.get(i * N..(i + 1) * N) {
+        Some(bytes) => load(bytes.as_ptr()),
+        None => load(bytes_at::<N>(row, i * N).as_ptr()),
     }
 }
 
