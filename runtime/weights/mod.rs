@@ -3,11 +3,17 @@
 //! Invariant: nothing here copies a weight; devices read [`Tensor`] bytes from the map while they place them.
 
 pub mod file;
+pub mod folder;
 mod header;
 pub mod matrix;
 pub(crate) mod read;
+pub mod scheme;
+pub mod shards;
 pub mod tensor;
 
 pub use file::SafetensorsFile;
+pub use folder::ModelFolder;
 pub use matrix::{Matrix, Storage};
+pub use scheme::QuantConfig;
+pub use shards::Shards;
 pub use tensor::{DType, Tensor};
