@@ -2,9 +2,12 @@
 //!
 //! Invariant: nothing here copies a weight; devices read [`Tensor`] bytes from the map while they place them.
 
+mod cache;
+mod canonical;
 pub mod file;
 pub mod folder;
 mod header;
+pub mod id;
 pub mod matrix;
 pub(crate) mod read;
 pub mod scheme;
@@ -13,6 +16,7 @@ pub mod tensor;
 
 pub use file::SafetensorsFile;
 pub use folder::ModelFolder;
+pub use id::BaseIds;
 pub use matrix::{Matrix, Storage};
 pub use scheme::QuantConfig;
 pub use shards::Shards;
