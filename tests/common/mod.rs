@@ -1,5 +1,5 @@
 //! What several integration tests share: random models in memory, error measures.
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 use std::path::Path;
 use std::sync::Arc;

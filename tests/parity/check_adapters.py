@@ -1,0 +1,47 @@
+"""Every shipped adapter on the shipped base: peft against `calora logits --adapter`.
+
+    python tests/parity/check_adapters.py CALORA_BIN [--device cpu|gpu]
+
+Both sides widen the bfloat16 weights to float32. Exits 1 if any NMSE is above 1e-8.
+"""
+
+import argparse
+import sys
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from common import ROOT, Table, calora_logits, nmse, random_ids, torch_logits
+
+BASE = ROOT / "models/base"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("calora")
+    parser.add_argument("--device", default="cpu")
+    a = parser.parse_args()
+    load = lambda: AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    base = load()
+    ids = random_ids(base.config.vocab_size)
+    plain = torch_logits(base, ids)
+
+    def compare(folder) -> float:
+        want = torch_logits(PeftModel.from_pretrained(load(), folder), ids)
+        if nmse(want, plain) < 1e-4:
+            raise RuntimeError("the adapter moves nothing, so that the check would say nothing")
+        return nmse(calora_logits(a.calora, BASE, ids, a.device, "--adapter", folder), want)
+
+    table = Table()
+    table.line("base", lambda: nmse(calora_logits(a.calora, BASE, ids, a.device), plain))
+    folders = sorted(p.parent for p in (ROOT / "models/adapters").glob("*/adapter_config.json"))
+    if not folders:
+        sys.exit("models/adapters holds no adapter")
+    for folder in folders:
+        table.line(folder.name, lambda: compare(folder))
+    return 0 if table.good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
