@@ -23,7 +23,7 @@ fn model() -> Model {
 }
 
 fn logits(model: &Model, tail: &Tail) -> Vec<f32> {
-    let options = CpuOptions { activations: Activations::F32, ..CpuOptions::default() };
+    let options = CpuOptions { threads: Some(2), activations: Activations::F32, max_tokens: 64, simd: None };
     let mut device = CpuDevice::new(model, options).unwrap();
     let ids: Vec<u32> = (0..20).map(|i| i * 5 % 128).collect();
     let cache = device.create_cache(32).unwrap();
