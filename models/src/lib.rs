@@ -1,1 +1,3 @@
-//! x
+//! Workstation tools of calora: rows, evaluation, compression, packing.
+
+pub mod rows;

@@ -1,0 +1,78 @@
+//! One file a command, and the options they share.
+
+pub(crate) mod bench;
+pub(crate) mod compress;
+pub(crate) mod demo;
+pub(crate) mod devices;
+pub(crate) mod eval;
+pub(crate) mod inspect;
+pub(crate) mod logits;
+pub(crate) mod pack;
+pub(crate) mod run;
+
+use std::path::Path;
+
+use anyhow::Result;
+use calora::engine::{ActivationChoice, DeviceChoice, Engine, EngineOptions};
+use clap::ValueEnum;
+
+/// `--device`.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub(crate) enum DeviceArg {
+    /// A GPU where there is a real one, else the CPU; never software Vulkan.
+    Auto,
+    /// A GPU; software Vulkan counts.
+    Gpu,
+    /// The CPU.
+    Cpu,
+}
+
+/// `--activations`.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub(crate) enum ActivationArg {
+    /// Float32: the reference.
+    F32,
+    /// Int8 where weights are compressed: the fast mode.
+    Int8,
+    /// Int8 for a compressed model, else float32.
+    Auto,
+}
+
+/// How a model is loaded.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct LoadArgs {
+    /// Where to compute.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) device: DeviceArg,
+    /// Precision of the activations.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) activations: ActivationArg,
+    /// CPU threads; all cores unless told.
+    #[arg(long)]
+    pub(crate) threads: Option<usize>,
+    /// Tokens a session can hold; the model's own limit unless told.
+    #[arg(long)]
+    pub(crate) context: Option<usize>,
+}
+
+impl LoadArgs {
+    /// Loads a model folder.
+    pub(crate) fn load(&self, model: &Path) -> Result<Engine> {
+        let options = EngineOptions {
+            device: match self.device {
+                DeviceArg::Auto => DeviceChoice::Auto,
+                DeviceArg::Gpu => DeviceChoice::Gpu,
+                DeviceArg::Cpu => DeviceChoice::Cpu,
+            },
+            activations: match self.activations {
+                ActivationArg::F32 => ActivationChoice::F32,
+                ActivationArg::Int8 => ActivationChoice::Int8,
+                ActivationArg::Auto => ActivationChoice::Auto,
+            },
+            threads: self.threads,
+            context_size: self.context,
+            ..EngineOptions::default()
+        };
+        Ok(Engine::load(model, options)?)
+    }
+}

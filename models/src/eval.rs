@@ -1,0 +1,153 @@
+//! How good a model with an adapter is on a file of rows.
+
+use anyhow::Result;
+use calora::engine::{Engine, ResidentAdapter};
+use calora::session::{GenerationOptions, SessionOptions};
+use serde::Serialize;
+
+use crate::rows::{Row, token_f1};
+
+/// The result of an evaluation; only the fields of the rows' kind are present.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// Rows evaluated.
+    pub rows: usize,
+    /// Rows whose likeliest choice was the right one, of all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// Mean negative log-likelihood of a token, in nats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    /// `exp(loss)`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<f64>,
+    /// Tokens that the loss is a mean of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<usize>,
+    /// Greedy completions equal to the expected text, of all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exact_match: Option<f64>,
+    /// Mean overlap of words with the expected text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_f1: Option<f64>,
+}
+
+/// Sum of the negative log-likelihoods of `ids[first..]`, each given the tokens before it; `logits` is (T, vocab).
+pub fn negative_log_likelihood(ids: &[u32], logits: &[f32], first: usize) -> f64 {
+    let vocab = logits.len() / ids.len().max(1);
+    (first.max(1)..ids.len())
+        .map(|t| {
+            let row = &logits[(t - 1) * vocab..t * vocab];
+            let largest = row.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
+            let sum: f64 = row.iter().map(|v| f64::from(v - largest).exp()).sum();
+            sum.ln() - f64::from(row[ids[t] as usize] - largest)
+        })
+        .sum()
+}
+
+/// Loss of token ids in windows of at most `window` tokens, the beginning-of-sequence token repeated at each start
+/// where the first id is one; returns (sum, tokens).
+pub fn windowed_loss(
+    engine: &Engine,
+    adapters: &[&ResidentAdapter],
+    bos: Option<u32>,
+    ids: &[u32],
+    window: usize,
+) -> Result<(f64, usize)> {
+    let (mut sum, mut count) = (0.0, 0);
+    let body = window.max(2) - usize::from(bos.is_some());
+    for part in ids.chunks(body) {
+        let window: Vec<u32> = bos.into_iter().chain(part.iter().copied()).collect();
+        if window.len() < 2 {
+            continue;
+        }
+        let logits = engine.logits(&window, adapters)?;
+        sum += negative_log_likelihood(&window, &logits, 1);
+        count += window.len() - 1;
+    }
+    Ok((sum, count))
+}
+
+/// Evaluates rows; `window` is the most tokens of a text seen at once, `tick` is called after each row.
+pub fn evaluate(
+    engine: &Engine,
+    adapters: &[&ResidentAdapter],
+    rows: &[Row],
+    window: usize,
+    mut tick: impl FnMut(),
+) -> Result<Evaluation> {
+    let mut total = Totals::default();
+    for row in rows {
+        match row {
+            Row::Choice { prompt, choices, label } => {
+                let prompt_length = engine.encode(prompt)?.len();
+                let mut best = (f64::INFINITY, 0);
+                for (index, choice) in choices.iter().enumerate() {
+                    let ids = engine.encode(&format!("{prompt}{choice}"))?;
+                    let logits = engine.logits(&ids, adapters)?;
+                    let loss = negative_log_likelihood(&ids, &logits, prompt_length);
+                    if loss < best.0 {
+                        best = (loss, index);
+                    }
+                }
+                total.right += usize::from(best.1 == *label);
+            }
+            Row::Completion { prompt, completion } => {
+                let mut session = engine.session(SessionOptions::default())?;
+                session.switch_to_resident(adapters)?;
+                let options = GenerationOptions {
+                    temperature: Some(0.0),
+                    max_tokens: Some(engine.encode(completion)?.len() + 8),
+                    ..GenerationOptions::default()
+                };
+                let answer = session.complete(prompt, &options)?.text;
+                total.exact += usize::from(answer.trim() == completion.trim());
+                total.f1 += token_f1(&answer, completion);
+            }
+            Row::Text { text } => {
+                let ids = engine.encode(text)?;
+                let bos = engine.bos().filter(|bos| ids.first() == Some(bos));
+                let (sum, count) = windowed_loss(engine, adapters, bos, &ids[bos.iter().count()..], window)?;
+                total.loss += sum;
+                total.tokens += count;
+            }
+        }
+        tick();
+    }
+    Ok(total.evaluation(rows))
+}
+
+#[derive(Default)]
+struct Totals {
+    right: usize,
+    exact: usize,
+    f1: f64,
+    loss: f64,
+    tokens: usize,
+}
+
+impl Totals {
+    fn evaluation(self, rows: &[Row]) -> Evaluation {
+        let n = rows.len();
+        let share = |count: usize| Some(count as f64 / n.max(1) as f64);
+        let base = Evaluation { rows: n, ..Evaluation::default() };
+        match rows.first() {
+            None => base,
+            Some(Row::Choice { .. }) => Evaluation { accuracy: share(self.right), ..base },
+            Some(Row::Completion { .. }) => Evaluation {
+                exact_match: share(self.exact),
+                token_f1: Some(self.f1 / n as f64),
+                ..base
+            },
+            Some(Row::Text { .. }) => {
+                let loss = self.loss / self.tokens.max(1) as f64;
+                Evaluation {
+                    loss: Some(loss),
+                    perplexity: Some(loss.exp()),
+                    tokens: Some(self.tokens),
+                    ..base
+                }
+            }
+        }
+    }
+}
