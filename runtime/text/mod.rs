@@ -18,20 +18,18 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::weights::read::read_bytes;
+
+/// The largest text file that is read: tokenizers of 256,000 pieces are about 35 MB.
+const LARGEST: u64 = 256 << 20;
 
 /// A file's bytes; `None` where there is no such file, an error for a Git LFS pointer in its place.
 fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io(path, e)),
-    };
-    if bytes.starts_with(b"version https://git-lfs.") {
-        let text = String::from_utf8_lossy(&bytes);
-        let size = text.lines().find_map(|line| line.strip_prefix("size ")?.trim().parse().ok());
-        return Err(Error::LfsPointer { path: path.to_owned(), size: size.unwrap_or(0) });
+    match read_bytes(path, LARGEST) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
     }
-    Ok(Some(bytes))
 }
 
 /// A JSON object from a file; `None` where there is no such file.
