@@ -2,12 +2,25 @@
 //!
 //! Invariant: nothing here copies a weight; devices read [`Tensor`] bytes from the map while they place them.
 
+mod cache;
+mod canonical;
 pub mod file;
+pub mod folder;
 mod header;
+pub mod id;
 pub mod matrix;
 pub(crate) mod read;
+pub mod scheme;
+pub mod shards;
 pub mod tensor;
+pub(crate) mod write;
 
 pub use file::SafetensorsFile;
+pub use folder::ModelFolder;
+pub use id::BaseIds;
 pub use matrix::{Matrix, Storage};
+pub(crate) use read::read_json;
+pub use scheme::QuantConfig;
+pub use shards::Shards;
 pub use tensor::{DType, Tensor};
+pub(crate) use write::write_atomically;
