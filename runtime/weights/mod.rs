@@ -18,6 +18,6 @@ pub use file::SafetensorsFile;
 pub use folder::ModelFolder;
 pub use id::BaseIds;
 pub use matrix::{Matrix, Storage};
-pub use scheme::QuantConfig;
+pub use scheme::{ModuleTarget, QuantConfig};
 pub use shards::Shards;
 pub use tensor::{DType, Tensor};
