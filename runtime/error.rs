@@ -172,6 +172,12 @@ pub enum Error {
         /// What the template engine said.
         reason: String,
     },
+    /// A computation gave no finite number, which only damaged weights or a defect do.
+    #[error("{what} are not finite numbers; the model or an adapter is damaged")]
+    NotFinite {
+        /// What was computed.
+        what: String,
+    },
     /// The caller cancelled; the session is as it was before the request.
     #[error("cancelled")]
     Cancelled,

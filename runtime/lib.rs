@@ -7,6 +7,7 @@ pub mod adapter;
 pub mod arch;
 pub mod cpu;
 pub mod device;
+pub mod engine;
 pub mod error;
 pub mod gpu;
 mod kernels;

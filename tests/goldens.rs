@@ -48,7 +48,7 @@ fn tail(model: &Model, adapter: &Path) -> Tail {
 }
 
 fn cpu(model: &Model) -> Box<dyn Device> {
-    let options = CpuOptions { threads: Some(2), activations: Activations::F32, ..CpuOptions::default() };
+    let options = CpuOptions { threads: Some(2), activations: Activations::F32, max_tokens: 64, simd: None };
     Box::new(CpuDevice::new(model, options).unwrap())
 }
 

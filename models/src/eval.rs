@@ -1,8 +1,8 @@
 //! How good a model with an adapter is on a file of rows.
 
 use anyhow::Result;
-use calora::engine::{Engine, ResidentAdapter};
-use calora::session::{GenerationOptions, SessionOptions};
+use calora::engine::{BoundAdapter, Engine};
+use calora::session::{GenerationOptions, Session, SessionOptions};
 use serde::Serialize;
 
 use crate::rows::{Row, token_f1};
@@ -32,24 +32,31 @@ pub struct Evaluation {
     pub token_f1: Option<f64>,
 }
 
-/// Sum of the negative log-likelihoods of `ids[first..]`, each given the tokens before it; `logits` is (T, vocab).
-pub fn negative_log_likelihood(ids: &[u32], logits: &[f32], first: usize) -> f64 {
-    let vocab = logits.len() / ids.len().max(1);
-    (first.max(1)..ids.len())
-        .map(|t| {
-            let row = &logits[(t - 1) * vocab..t * vocab];
-            let largest = row.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
-            let sum: f64 = row.iter().map(|v| f64::from(v - largest).exp()).sum();
-            sum.ln() - f64::from(row[ids[t] as usize] - largest)
-        })
-        .sum()
+/// `-log p(token)` under a row of logits.
+fn negative_log_likelihood(row: &[f32], token: u32) -> f64 {
+    let largest = row.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
+    let sum: f64 = row.iter().map(|v| f64::from(v - largest).exp()).sum();
+    sum.ln() - f64::from(row[token as usize] - largest)
 }
 
-/// Loss of token ids in windows of at most `window` tokens, the beginning-of-sequence token repeated at each start
-/// where the first id is one; returns (sum, tokens).
+/// Sum of the negative log-likelihoods of `ids[first..]`, each given the tokens before it.
+fn loss(session: &mut Session, ids: &[u32], first: usize) -> Result<f64> {
+    let mut sum = 0.0;
+    let first = first.max(1);
+    if ids.len() <= first {
+        return Ok(0.0);
+    }
+    session.visit_logits(ids, first - 1, |t, row| {
+        if let Some(next) = ids.get(t + 1) {
+            sum += negative_log_likelihood(row, *next);
+        }
+    })?;
+    Ok(sum)
+}
+
+/// Loss of token ids in windows of at most `window` tokens, each started by `bos` where given; (sum, tokens).
 pub fn windowed_loss(
-    engine: &Engine,
-    adapters: &[&ResidentAdapter],
+    session: &mut Session,
     bos: Option<u32>,
     ids: &[u32],
     window: usize,
@@ -58,11 +65,7 @@ pub fn windowed_loss(
     let body = window.max(2) - usize::from(bos.is_some());
     for part in ids.chunks(body) {
         let window: Vec<u32> = bos.into_iter().chain(part.iter().copied()).collect();
-        if window.len() < 2 {
-            continue;
-        }
-        let logits = engine.logits(&window, adapters)?;
-        sum += negative_log_likelihood(&window, &logits, 1);
+        sum += loss(session, &window, 1)?;
         count += window.len() - 1;
     }
     Ok((sum, count))
@@ -71,21 +74,23 @@ pub fn windowed_loss(
 /// Evaluates rows; `window` is the most tokens of a text seen at once, `tick` is called after each row.
 pub fn evaluate(
     engine: &Engine,
-    adapters: &[&ResidentAdapter],
+    adapters: &[(BoundAdapter, f32)],
     rows: &[Row],
     window: usize,
     mut tick: impl FnMut(),
 ) -> Result<Evaluation> {
+    let tokenizer = engine.tokenizer()?;
+    let options = SessionOptions { adapters: adapters.to_vec(), ..SessionOptions::default() };
+    let mut session = engine.session(options)?;
     let mut total = Totals::default();
     for row in rows {
         match row {
             Row::Choice { prompt, choices, label } => {
-                let prompt_length = engine.encode(prompt)?.len();
+                let prompt_length = tokenizer.encode(prompt)?.len();
                 let mut best = (f64::INFINITY, 0);
                 for (index, choice) in choices.iter().enumerate() {
-                    let ids = engine.encode(&format!("{prompt}{choice}"))?;
-                    let logits = engine.logits(&ids, adapters)?;
-                    let loss = negative_log_likelihood(&ids, &logits, prompt_length);
+                    let ids = tokenizer.encode(&format!("{prompt}{choice}"))?;
+                    let loss = loss(&mut session, &ids, prompt_length)?;
                     if loss < best.0 {
                         best = (loss, index);
                     }
@@ -93,21 +98,21 @@ pub fn evaluate(
                 total.right += usize::from(best.1 == *label);
             }
             Row::Completion { prompt, completion } => {
-                let mut session = engine.session(SessionOptions::default())?;
-                session.switch_to_resident(adapters)?;
                 let options = GenerationOptions {
                     temperature: Some(0.0),
-                    max_tokens: Some(engine.encode(completion)?.len() + 8),
+                    max_tokens: Some(tokenizer.encode(completion)?.len() + 8),
                     ..GenerationOptions::default()
                 };
-                let answer = session.complete(prompt, &options)?.text;
-                total.exact += usize::from(answer.trim() == completion.trim());
-                total.f1 += token_f1(&answer, completion);
+                let answer = session.respond_to_tokens(&tokenizer.encode(prompt)?, &options)?.collect()?.text;
+                // A completion may spell the end-of-turn token, which an answer never contains.
+                let expected = tokenizer.decode(&tokenizer.encode_plain(completion)?, true)?;
+                total.exact += usize::from(answer.trim() == expected.trim());
+                total.f1 += token_f1(&answer, &expected);
             }
             Row::Text { text } => {
-                let ids = engine.encode(text)?;
-                let bos = engine.bos().filter(|bos| ids.first() == Some(bos));
-                let (sum, count) = windowed_loss(engine, adapters, bos, &ids[bos.iter().count()..], window)?;
+                let ids = tokenizer.encode(text)?;
+                let bos = tokenizer.bos().filter(|bos| ids.first() == Some(bos));
+                let (sum, count) = windowed_loss(&mut session, bos, &ids[bos.iter().count()..], window)?;
                 total.loss += sum;
                 total.tokens += count;
             }

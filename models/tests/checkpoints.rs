@@ -45,7 +45,8 @@ fn perplexities(engine: &Engine, data: &Path) -> [(f64, usize); 2] {
         ids
     };
     let (mut sum, mut count) = (0.0, 0);
-    for story in read("tinystories-mini.txt").split("<|endoftext|>").map(str::trim).filter(|s| !s.is_empty()) {
+    for story in read("tinystories-mini.txt").split("<|endoftext|>").map(str::trim).filter(|s| !s.is_empty())
+    {
         let mut ids = body(story);
         ids.truncate(255);
         let (s, c) = windowed_loss(engine, &[], Some(bos), &ids, 256).unwrap();
@@ -91,7 +92,11 @@ fn logits_and_greedy_text_of_real_checkpoints() {
                 }
                 for (t, row) in logits.chunks(vocab).enumerate() {
                     let best = (0..vocab).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
-                    assert_eq!(Some(best as u64), prompt["argmax_per_position"][t].as_u64(), "{name} {device:?}");
+                    assert_eq!(
+                        Some(best as u64),
+                        prompt["argmax_per_position"][t].as_u64(),
+                        "{name} {device:?}"
+                    );
                 }
                 // Below this margin float32 may choose the other token.
                 if prompt["greedy_min_margin"].as_f64().unwrap() > 1e-3 {
@@ -112,15 +117,20 @@ fn logits_and_greedy_text_of_real_checkpoints() {
 
 #[test]
 fn perplexity_of_real_checkpoints() {
-    let Some(data) = data("perplexity of two trained checkpoints, uncompressed and compressed") else { return };
+    let Some(data) = data("perplexity of two trained checkpoints, uncompressed and compressed") else {
+        return;
+    };
     let scratch = tempfile::tempdir().unwrap();
     for name in MODELS {
         let source = data.join("models").join(name);
         let expected = reference(&golden(&source));
         // (label, bits, group, the most that perplexity may differ; int4 is stated, within a band that a broken
         // kernel leaves at once)
-        let rows: [(&str, Option<(u8, Option<usize>)>, f64); 3] =
-            [("f32", None, 0.001), ("int8 g32", Some((8, Some(32))), 0.01), ("int4 g32", Some((4, Some(32))), 0.5)];
+        let rows: [(&str, Option<(u8, Option<usize>)>, f64); 3] = [
+            ("f32", None, 0.001),
+            ("int8 g32", Some((8, Some(32))), 0.01),
+            ("int4 g32", Some((4, Some(32))), 0.5),
+        ];
         for (label, scheme, limit) in rows {
             let folder = match scheme {
                 None => source.clone(),
@@ -139,8 +149,11 @@ fn perplexity_of_real_checkpoints() {
                     for ((ppl, tokens), (expected, expected_tokens)) in actual.iter().zip(expected) {
                         assert_eq!(*tokens, expected_tokens, "{name}: other text");
                         let off = ppl / expected - 1.0;
-                        eprintln!("{name} {label} {device:?} {activations:?}: perplexity {ppl:.3} ({off:+.3%})");
-                        let limit = if activations == ActivationChoice::Int8 { limit.max(0.02) } else { limit };
+                        eprintln!(
+                            "{name} {label} {device:?} {activations:?}: perplexity {ppl:.3} ({off:+.3%})"
+                        );
+                        let limit =
+                            if activations == ActivationChoice::Int8 { limit.max(0.02) } else { limit };
                         assert!(off.abs() <= limit, "{name} {label} {device:?}: {ppl} instead of {expected}");
                     }
                 }

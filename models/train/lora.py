@@ -30,7 +30,7 @@ LONGEST = 320  # tokens of a training row; longer ones are left out
 SETTINGS = {
     "intent": dict(steps=600, batch=16, lr=3e-3),
     "novelist": dict(steps=300, batch=8, lr=2e-3),
-    "clean-question": dict(steps=500, batch=16, lr=3e-3),
+    "clean-question": dict(steps=1500, batch=16, lr=3e-3),
     "spam": dict(steps=300, batch=16, lr=2e-3),
     "sentiment": dict(steps=800, batch=16, lr=2e-3),
     "playwright": dict(steps=250, batch=8, lr=3e-3),

@@ -15,7 +15,8 @@ The convention, for whoever reads them (`calora eval`, lora.py):
 * Special tokens in prompts are recognised. Sentences of the task sets hold none (checked here).
 * Completions and choices are tokenised on their own, without BOS. They follow a special token, so that the ids are
   those of the joined string, and no space is put between.
-* A completion holds no EOS. Training puts one behind it, generation stops at it, and choices are scored without it.
+* Completions and choices hold no EOS. Training puts one behind them and generation stops at it; choices are scored
+  without it.
 * A text row gets BOS like a prompt. Texts here are cut so that BOS and text are at most 257 tokens.
 """
 
@@ -63,7 +64,7 @@ def task_row(task: str, row: dict, tokenizer) -> dict:
 
 
 def text_rows(text: str, split: str, tokenizer) -> list[dict]:
-    """Whole paragraphs from one part of a book, joined while they fit; a longer paragraph is cut."""
+    """Stretches of TEXT_TOKENS tokens, behind one another, from one part of a book."""
     cut = text.index("\n\n", int(len(text) * (1 - HELD_OUT)))  # at a paragraph
     text = text[:cut] if split == "train" else text[cut:]
     ids = tokenizer(text.strip(), add_special_tokens=False).input_ids

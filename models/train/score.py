@@ -9,7 +9,7 @@ from common import BOS, EOS
 
 
 def encode(tokenizer, row: dict) -> tuple[list[int], list[int]]:
-    """Token ids of the context (BOS first) and of what follows it: the completion and EOS, the right choice, or the text."""
+    """Token ids of the context (BOS first) and of what follows it: the answer and EOS, or the text."""
     plain = lambda text: tokenizer(text, add_special_tokens=False).input_ids
     if "text" in row:
         return [BOS], plain(row["text"])
@@ -18,7 +18,7 @@ def encode(tokenizer, row: dict) -> tuple[list[int], list[int]]:
     answer = row["completion"] if "completion" in row else row["choices"][row["label"]]
     ids = plain(answer)
     assert tokenizer(row["prompt"] + answer).input_ids == prompt + ids, "the ids of the joined string"
-    return prompt, [*ids, EOS] if "completion" in row else ids
+    return prompt, [*ids, EOS]
 
 
 def pad(sequences: list[list[int]], left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

@@ -98,6 +98,27 @@ pub struct Branch {
 }
 
 impl Branch {
+    /// Refuses matrices that are not two-dimensional or disagree about the rank.
+    pub(super) fn check(&self) -> Result<()> {
+        for side in [&self.down, &self.up] {
+            let tensor = side.tensor();
+            if tensor.shape.len() != 2 || tensor.is_empty() {
+                let reason = format!("has shape {:?}, expected two dimensions, none of them 0", tensor.shape);
+                return Err(Error::tensor(tensor.path(), &tensor.name, reason));
+            }
+            if let LowRank::Float(tensor) = side {
+                tensor.to_f32_range(0..0)?;
+            }
+        }
+        let (down, up) = (self.down.shape().0, self.up.shape().1);
+        if down != up {
+            let tensor = self.up.tensor();
+            let reason = format!("has rank {up}, its partner {} has {down}", self.down.tensor().name);
+            return Err(Error::tensor(tensor.path(), &tensor.name, reason));
+        }
+        Ok(())
+    }
+
     /// r.
     pub fn rank(&self) -> usize {
         self.down.shape().0

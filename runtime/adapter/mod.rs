@@ -1,5 +1,16 @@
 //! Task adapters: low-rank branches beside linears, from PEFT folders and task files.
+//!
+//! [`TaskAdapter::open`] reads headers only; [`TaskAdapter::bind`] checks that it belongs to a model and makes a
+//! [`Tail`], which a device makes resident. Nothing here knows a device or touches a base weight.
 
 pub mod branch;
+pub mod coverage;
+mod peft;
+mod targets;
+mod task;
+pub mod task_file;
 
 pub use branch::{Branch, BranchKind, LowRank, Tail};
+pub use coverage::{BaseCheck, Coverage};
+pub use task::{AdapterInfo, TaskAdapter};
+pub use task_file::{BranchStorage, write_task_file};

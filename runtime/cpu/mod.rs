@@ -1,1 +1,199 @@
-//! (in the works)
+//! The CPU device: a recipe's steps in native code, threaded by rows, weights read straight from their files.
+//!
+//! It is the oracle that GPU kernels are tested against and the fallback where no GPU is usable. Invariant: what a token
+//! yields does not depend on the tokens that share its pass, so chunked prefill and reused prefixes are exact.
+
+mod attend;
+mod cache;
+mod dot;
+mod input;
+mod math;
+mod matmul;
+mod norm;
+mod rope;
+mod run;
+mod tail;
+mod threads;
+
+use std::collections::HashMap;
+
+pub use dot::Simd;
+
+use crate::adapter::Tail;
+use crate::device::{
+    Activations, Answer, CacheId, Device, DeviceInfo, DeviceMemory, Forward, Model, TailId, check_pass,
+    check_tail,
+};
+use crate::error::{Error, Result};
+use cache::Cache;
+use dot::Kernels;
+use matmul::Projection;
+use run::{Run, Scratch};
+use tail::ResidentTail;
+use threads::Workers;
+
+/// How a CPU device computes.
+#[derive(Clone, Debug)]
+pub struct CpuOptions {
+    /// Threads; `None` for as many as the machine runs at once.
+    pub threads: Option<usize>,
+    /// Precision of the activations that meet compressed weights; also of the KV cache (float32 or half).
+    pub activations: Activations,
+    /// The most tokens one pass takes.
+    pub max_tokens: usize,
+    /// Instruction set; `None` for the best that the machine has.
+    pub simd: Option<Simd>,
+}
+
+/// A model on the CPU.
+pub struct CpuDevice {
+    model: Model,
+    info: DeviceInfo,
+    projections: Vec<Projection>,
+    kernels: Kernels,
+    workers: Workers,
+    caches: HashMap<CacheId, Cache>,
+    tails: HashMap<TailId, ResidentTail>,
+    scratch: Scratch,
+    /// Ids are never given twice, so that a stale one cannot name somebody else's cache.
+    next_id: u64,
+}
+
+impl CpuDevice {
+    /// Checks the model's tensors against its recipe and the options against the machine; reads no weights but scales.
+    pub fn new(model: &Model, options: CpuOptions) -> Result<Self> {
+        if options.max_tokens == 0 {
+            return Err(Error::option("max_tokens", 0, "a pass takes at least one token"));
+        }
+        check_model(model)?;
+        let simd = options.simd.unwrap_or_else(Simd::best);
+        let Some(kernels) = simd.kernels() else {
+            let reason = format!("this machine has {:?}", Simd::available());
+            return Err(Error::option("simd", format!("{simd:?}"), reason));
+        };
+        let workers = Workers::new(options.threads)?;
+        let projections = model.weights.matrices.iter().map(Projection::new).collect::<Result<_>>()?;
+        let info = DeviceInfo {
+            kind: "cpu",
+            name: processor(),
+            detail: format!("{} {simd:?}, {} threads", std::env::consts::ARCH, workers.threads),
+            activations: options.activations,
+            max_tokens: options.max_tokens,
+        };
+        Ok(Self {
+            model: model.clone(),
+            info,
+            projections,
+            kernels,
+            workers,
+            caches: HashMap::new(),
+            tails: HashMap::new(),
+            scratch: Scratch::default(),
+            next_id: 0,
+        })
+    }
+
+    fn new_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+}
+
+impl Device for CpuDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn memory(&self) -> DeviceMemory {
+        let weights: usize = self.projections.iter().map(Projection::byte_len).sum();
+        let vectors: usize = self.model.weights.vectors.iter().map(|v| 4 * v.len()).sum();
+        DeviceMemory {
+            weights: (weights + vectors) as u64,
+            caches: self.caches.values().map(|c| c.bytes).sum(),
+            tails: self.tails.values().map(|t| t.bytes).sum(),
+            scratch: self.scratch.byte_len() as u64,
+        }
+    }
+
+    fn create_cache(&mut self, positions: usize) -> Result<CacheId> {
+        let cache = Cache::new(&self.model.recipe.shape, positions, self.info.activations)?;
+        let id = CacheId(self.new_id());
+        self.caches.insert(id, cache);
+        Ok(id)
+    }
+
+    fn drop_cache(&mut self, cache: CacheId) {
+        self.caches.remove(&cache);
+    }
+
+    fn load_tail(&mut self, tail: &Tail) -> Result<TailId> {
+        check_tail(&self.model.recipe, tail)?;
+        let resident = ResidentTail::new(tail, self.info.activations)?;
+        let id = TailId(self.new_id());
+        self.tails.insert(id, resident);
+        Ok(id)
+    }
+
+    fn drop_tail(&mut self, tail: TailId) {
+        self.tails.remove(&tail);
+    }
+
+    fn forward(&mut self, pass: &Forward<'_>) -> Result<Answer> {
+        let unknown = |what, id: u64| Error::option(what, id, "this device holds none of that id");
+        let tail = match pass.tail {
+            Some(id) => Some(self.tails.get(&id).ok_or_else(|| unknown("tail", id.0))?),
+            None => None,
+        };
+        let cache = self.caches.get_mut(&pass.cache).ok_or_else(|| unknown("cache", pass.cache.0))?;
+        check_pass(&self.model.recipe, &self.info, pass, cache.capacity)?;
+        let run = Run {
+            recipe: &self.model.recipe,
+            weights: &self.model.weights,
+            projections: &self.projections,
+            kernels: &self.kernels,
+            workers: &self.workers,
+            activations: self.info.activations,
+            tail,
+            cache,
+            tokens: pass.tokens,
+            position: pass.position,
+            want: pass.want,
+        };
+        let scratch = &mut self.scratch;
+        Ok(self.workers.enter(|| run.run(scratch)))
+    }
+}
+
+/// Refuses tensors that are not those of the recipe: every later index relies on it.
+fn check_model(model: &Model) -> Result<()> {
+    let (recipe, weights) = (&model.recipe, &model.weights);
+    let counts = [
+        ("matrices", weights.matrices.len(), recipe.matrices.len()),
+        ("vectors", weights.vectors.len(), recipe.vectors.len()),
+    ];
+    for (what, found, expected) in counts {
+        if found != expected {
+            return Err(Error::option(what, found, format!("the recipe lists {expected}")));
+        }
+    }
+    for (matrix, spec) in weights.matrices.iter().zip(&recipe.matrices) {
+        if (matrix.rows, matrix.cols) != (spec.rows, spec.cols) {
+            let tensor = matrix.tensor();
+            let reason = format!("is {}x{}, expected {}x{}", matrix.rows, matrix.cols, spec.rows, spec.cols);
+            return Err(Error::tensor(tensor.path(), &tensor.name, reason));
+        }
+    }
+    for (vector, spec) in weights.vectors.iter().zip(&recipe.vectors) {
+        if vector.len() != spec.len {
+            return Err(Error::option(&spec.name, vector.len(), format!("expected {} elements", spec.len)));
+        }
+    }
+    Ok(())
+}
+
+/// What the system calls the processor.
+fn processor() -> String {
+    let file = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = file.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+}

@@ -98,10 +98,10 @@ impl Scheme {
     /// Refuses what compressed-tensors refuses: a group that does not divide the input width.
     pub fn check(self, cols: usize) -> Result<()> {
         match self.group {
-            Group::Size(size) if size == 0 || size % 32 != 0 => {
+            Group::Size(size) if size == 0 || !size.is_multiple_of(32) => {
                 Err(Error::option("group size", size, "must be a multiple of 32"))
             }
-            Group::Size(size) if cols % size != 0 => {
+            Group::Size(size) if !cols.is_multiple_of(size) => {
                 Err(Error::option("group size", size, format!("does not divide the input width {cols}")))
             }
             _ => Ok(()),

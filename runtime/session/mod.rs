@@ -1,1 +1,252 @@
-//! (in the works)
+//! A conversation with the engine: one transcript, one KV cache, the adapters it is held with.
+//!
+//! Invariant: [`Session::tokens`] and [`Session::messages`] change only when a response has ended by itself. A cancelled
+//! or failed one leaves them as they were, and the cache as long as it was (or as long as what it had in common with the
+//! cancelled prompt, if that one changed an earlier part of the conversation).
+
+mod cache;
+pub mod options;
+pub mod random;
+pub mod resident;
+pub mod sampler;
+pub(crate) mod shared;
+pub mod stop;
+mod stream;
+mod task;
+
+pub use options::{FinishReason, GenerationOptions, Response, ResponseChunk, Usage};
+pub use resident::{BoundAdapter, ResidentAdapter};
+pub use stream::{CancelHandle, ResponseStream};
+pub use task::TaskDefaults;
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use crate::device::{Answer, Want};
+use crate::error::{Error, Result};
+use crate::text::chat::{ChatTemplate, Context};
+use crate::text::{Message, Role};
+use cache::Cache;
+use shared::Shared;
+
+/// How a session begins.
+#[derive(Clone, Debug, Default)]
+pub struct SessionOptions {
+    /// Adapters and the scales they are applied with; their ranks add up.
+    pub adapters: Vec<(BoundAdapter, f32)>,
+    /// What the model is told before the conversation: the system message of the chat template, or, where the model has
+    /// none, text that stands before the first prompt.
+    pub instructions: Option<String>,
+    /// Positions of the KV cache; by default the engine's context size.
+    pub context_size: Option<usize>,
+    /// Defaults of the task, between the caller's options and the model's.
+    pub defaults: GenerationOptions,
+}
+
+/// One KV cache and the conversation in it.
+#[derive(Debug)]
+pub struct Session {
+    shared: Arc<Shared>,
+    cache: Cache,
+    adapters: Option<ResidentAdapter>,
+    instructions: Option<String>,
+    defaults: GenerationOptions,
+    messages: Vec<Message>,
+    tokens: Vec<u32>,
+}
+
+impl Session {
+    pub(crate) fn new(shared: Arc<Shared>, options: SessionOptions) -> Result<Self> {
+        options.defaults.check()?;
+        let adapters = shared.resident(&options.adapters)?;
+        let positions = options.context_size.unwrap_or(shared.context_size);
+        let cache = Cache::new(&shared, positions)?;
+        Ok(Self {
+            shared,
+            cache,
+            adapters,
+            instructions: options.instructions,
+            defaults: options.defaults,
+            messages: Vec::new(),
+            tokens: Vec::new(),
+        })
+    }
+
+    /// Answers a prompt: text arrives by [`ResponseStream::next`], and nothing is computed before it is asked for.
+    ///
+    /// With a chat template the prompt is the user's next message. A model without one gets no guessed format: the prompt
+    /// is plain text that continues the transcript, exactly as given.
+    pub fn respond(&mut self, prompt: &str, options: &GenerationOptions) -> Result<ResponseStream<'_>> {
+        let start = Instant::now();
+        let tokens = self.prompt_tokens(prompt, true)?;
+        ResponseStream::start(self, tokens, Some(prompt.to_owned()), options, start)
+    }
+
+    /// Continues a transcript given as tokens, which replaces the session's: `tokens` is all of it, and what the cache
+    /// holds of it is not computed again. The list of messages starts anew.
+    pub fn respond_to_tokens(
+        &mut self,
+        tokens: &[u32],
+        options: &GenerationOptions,
+    ) -> Result<ResponseStream<'_>> {
+        ResponseStream::start(self, tokens.to_vec(), None, options, Instant::now())
+    }
+
+    /// Computes the beginning of the next prompt ahead of time, so that the response starts sooner. The transcript stays
+    /// as it is; what was computed shows in [`Usage::cached_tokens`].
+    pub fn prewarm(&mut self, prompt_prefix: &str) -> Result<()> {
+        let tokens = self.prompt_tokens(prompt_prefix, false)?;
+        self.check_prompt(&tokens)?;
+        self.cache.begin(&tokens, self.adapters.as_ref(), tokens.len());
+        while self.cache.len() < tokens.len() {
+            self.cache.step(&self.shared, &tokens, self.adapters.as_ref(), Want::Nothing)?;
+        }
+        Ok(())
+    }
+
+    /// Logits of a text given as tokens: `visit` gets each position from `from` on with its (vocabulary) logits. Uses and
+    /// extends the cache, so that texts with a common beginning share its cost; the transcript stays as it is.
+    pub fn visit_logits(
+        &mut self,
+        tokens: &[u32],
+        from: usize,
+        mut visit: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        self.check_prompt(tokens)?;
+        let from = from.min(tokens.len() - 1);
+        self.cache.begin(tokens, self.adapters.as_ref(), from);
+        while self.cache.len() < from {
+            self.cache.step(&self.shared, &tokens[..from], self.adapters.as_ref(), Want::Nothing)?;
+        }
+        while self.cache.len() < tokens.len() {
+            let first = self.cache.len();
+            let answer = self.cache.step(&self.shared, tokens, self.adapters.as_ref(), Want::AllLogits)?;
+            let Answer::Logits(logits) = answer else { continue };
+            for (row, logits) in logits.chunks_exact(self.shared.vocab()).enumerate() {
+                visit(first + row, logits);
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on with other adapters (an empty list detaches). The transcript stays; what the cache holds was computed with
+    /// the old ones, so the next response computes it anew, and says so in [`Usage::cached_tokens`].
+    pub fn switch_to(&mut self, adapters: &[(BoundAdapter, f32)]) -> Result<()> {
+        self.adapters = self.shared.resident(adapters)?;
+        Ok(())
+    }
+
+    /// Forgets the conversation; the cache is kept for prompts that begin like it.
+    pub fn reset(&mut self) {
+        self.messages.clear();
+        self.tokens.clear();
+    }
+
+    /// Takes up a conversation that was held elsewhere; it is computed with the next response. Only for models with a
+    /// chat template.
+    pub fn restore(&mut self, messages: Vec<Message>) -> Result<()> {
+        let tokens = self.template_tokens(&messages, false)?;
+        self.tokens = tokens;
+        self.messages = messages;
+        Ok(())
+    }
+
+    /// The conversation so far, instructions left out.
+    pub fn messages(&self) -> &[Message] {
+        &self.messages
+    }
+
+    /// The tokens of the transcript: the last prompt and its response.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Tokens whose keys and values the cache holds for the adapters in use.
+    pub fn cached_tokens(&self) -> usize {
+        self.cache.valid(self.adapters.as_ref()).len()
+    }
+
+    /// Positions of the cache.
+    pub fn context_size(&self) -> usize {
+        self.cache.positions()
+    }
+
+    /// The adapters in use.
+    pub fn adapters(&self) -> Option<&ResidentAdapter> {
+        self.adapters.as_ref()
+    }
+
+    /// The tokens of the transcript with a new prompt at its end; `open` adds what opens the model's turn.
+    fn prompt_tokens(&self, prompt: &str, open: bool) -> Result<Vec<u32>> {
+        if self.chat_template().is_some() {
+            let user = Message::new(Role::User, prompt);
+            return self.template_tokens(&[self.messages.as_slice(), &[user]].concat(), open);
+        }
+        let tokenizer = self.shared.tokenizer()?;
+        if self.tokens.is_empty() {
+            let instructions = self.instructions().unwrap_or_default();
+            return tokenizer.encode(&format!("{instructions}{prompt}"));
+        }
+        Ok([self.tokens.as_slice(), &tokenizer.encode_plain(prompt)?].concat())
+    }
+
+    /// The tokens of a conversation by the chat template.
+    fn template_tokens(&self, messages: &[Message], open: bool) -> Result<Vec<u32>> {
+        let tokenizer = self.shared.tokenizer()?;
+        let Some(template) = self.chat_template() else {
+            return Err(Error::ChatTemplate { reason: "this model has none".into() });
+        };
+        let system = self.instructions().map(|text| Message::new(Role::System, text)).into_iter();
+        let messages: Vec<Message> = system.chain(messages.iter().cloned()).collect();
+        let config = &self.shared.tokenizer_config;
+        let text = template.render(
+            &messages,
+            Context {
+                bos_token: config.bos_token.as_deref().unwrap_or_default(),
+                eos_token: config.eos_token.as_deref().unwrap_or_default(),
+                add_generation_prompt: open,
+                now: SystemTime::now(),
+            },
+        )?;
+        // The template spells its own BOS.
+        tokenizer.encode_plain(&text)
+    }
+
+    /// The tasks in use, in the order they were attached.
+    fn tasks(&self) -> impl Iterator<Item = &TaskDefaults> {
+        self.adapters.iter().flat_map(|resident| resident.adapters()).map(|(adapter, _)| adapter.task())
+    }
+
+    /// The first attached task's template, else the model's.
+    fn chat_template(&self) -> Option<&ChatTemplate> {
+        let task = self.tasks().find_map(|task| task.chat_template.as_ref());
+        task.or(self.shared.tokenizer_config.chat_template.as_ref())
+    }
+
+    /// The session's own instructions, else the first attached task's.
+    fn instructions(&self) -> Option<&str> {
+        let task = || self.tasks().find_map(|task| task.instructions.as_deref());
+        self.instructions.as_deref().or_else(task)
+    }
+
+    /// A request's options over the session's, the tasks', and the model's defaults.
+    fn options(&self, request: &GenerationOptions) -> GenerationOptions {
+        let mine = request.or(&self.defaults);
+        self.tasks().fold(mine, |options, task| options.or(&task.options)).or(&self.shared.defaults)
+    }
+
+    /// Refuses what no device could run, before anything is computed.
+    fn check_prompt(&self, tokens: &[u32]) -> Result<()> {
+        if tokens.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        let vocab = self.shared.vocab();
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= vocab) {
+            return Err(Error::TokenOutOfRange { id: *id, vocab });
+        }
+        if tokens.len() > self.cache.positions() {
+            return Err(Error::ContextFull { needed: tokens.len(), available: self.cache.positions() });
+        }
+        Ok(())
+    }
+}

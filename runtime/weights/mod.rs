@@ -13,11 +13,14 @@ pub(crate) mod read;
 pub mod scheme;
 pub mod shards;
 pub mod tensor;
+pub(crate) mod write;
 
 pub use file::SafetensorsFile;
 pub use folder::ModelFolder;
 pub use id::BaseIds;
 pub use matrix::{Matrix, Storage};
+pub(crate) use read::read_json;
 pub use scheme::{ModuleTarget, QuantConfig};
 pub use shards::Shards;
 pub use tensor::{DType, Tensor};
+pub(crate) use write::write_atomically;

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import LlamaForCausalLM
 
 from cases import build, generator, logits_of
 
@@ -108,5 +109,6 @@ def write(out: Path, case: str, name: str, ids: torch.Tensor) -> torch.Tensor:
         # PEFT sets it back to false for nn.Linear, with a warning; files in the wild have it true.
         text["fan_in_fan_out"] = True
     path.write_text(json.dumps(text, indent=2) + "\n")
-    # Read again from the files: the golden is what PEFT makes of them.
-    return logits_of(PeftModel.from_pretrained(build(case), folder).eval(), ids)
+    # Base and adapter read again from the files: the golden is what PEFT makes of them.
+    base = LlamaForCausalLM.from_pretrained(out / case, dtype=torch.float32)
+    return logits_of(PeftModel.from_pretrained(base, folder).eval(), ids)

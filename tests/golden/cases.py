@@ -85,7 +85,10 @@ def build(name: str) -> LlamaForCausalLM:
     config = LlamaConfig(**{**COMMON, **changes}, attn_implementation="sdpa")
     model = LlamaForCausalLM(config).eval()
     randomise(model, generator(seed))
-    return model.to(getattr(torch, dtype)).float()
+    # Parameters alone: model.to() would round the rotary frequencies too, which are in no file.
+    for p in model.parameters():
+        p.data = p.data.to(getattr(torch, dtype)).float()
+    return model
 
 
 @torch.no_grad()

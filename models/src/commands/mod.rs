@@ -10,10 +10,10 @@ pub(crate) mod logits;
 pub(crate) mod pack;
 pub(crate) mod run;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
-use calora::engine::{ActivationChoice, DeviceChoice, Engine, EngineOptions};
+use anyhow::{Context, Result};
+use calora::engine::{ActivationChoice, BoundAdapter, DeviceChoice, Engine, EngineOptions};
 use clap::ValueEnum;
 
 /// `--device`.
@@ -74,5 +74,33 @@ impl LoadArgs {
             ..EngineOptions::default()
         };
         Ok(Engine::load(model, options)?)
+    }
+}
+
+/// Task files or PEFT folders to attach.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct AdapterArgs {
+    /// A task file or PEFT folder to attach, `FILE` or `FILE=SCALE`; several add up.
+    #[arg(long = "adapter", value_name = "T")]
+    pub(crate) adapters: Vec<String>,
+}
+
+impl AdapterArgs {
+    /// Paths with their scales.
+    pub(crate) fn parse(&self) -> Result<Vec<(PathBuf, f32)>> {
+        let parse = |text: &String| match text.rsplit_once('=') {
+            // A path may contain `=`; what exists as it stands is a path.
+            Some((path, scale)) if !Path::new(text).exists() => {
+                let scale = scale.parse().with_context(|| format!("--adapter {text}: {scale:?} is no scale"))?;
+                Ok((PathBuf::from(path), scale))
+            }
+            _ => Ok((PathBuf::from(text), 1.0)),
+        };
+        self.adapters.iter().map(parse).collect()
+    }
+
+    /// Opens and binds them all.
+    pub(crate) fn open(&self, engine: &Engine) -> Result<Vec<(BoundAdapter, f32)>> {
+        self.parse()?.into_iter().map(|(path, scale)| Ok((engine.open_adapter(&path)?, scale))).collect()
     }
 }

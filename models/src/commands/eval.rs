@@ -1,0 +1,57 @@
+//! `calora eval`: how good a model with an adapter is on a file of rows.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use calora_models::{eval::evaluate, rows};
+
+use super::{AdapterArgs, LoadArgs};
+use crate::output;
+
+/// Accuracy for choices, loss and perplexity for text, exact match and word F1 for completions.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The model folder.
+    model: PathBuf,
+    #[command(flatten)]
+    adapters: AdapterArgs,
+    /// Rows: {prompt, completion}, {prompt, choices, label} or {text}, one JSON object a line.
+    #[arg(long)]
+    data: PathBuf,
+    /// Only the first N rows.
+    #[arg(long)]
+    limit: Option<usize>,
+    /// The most tokens of a text that are seen at once.
+    #[arg(long, default_value_t = 256)]
+    window: usize,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let rows = rows::read(&args.data, args.limit)?;
+    let engine = args.load.load(&args.model)?;
+    let adapters = args.adapters.open(&engine)?;
+    let bar = output::progress(rows.len() as u64, "rows");
+    let result = evaluate(&engine, &adapters, &rows, args.window, || bar.inc(1))?;
+    bar.finish_and_clear();
+    if args.json {
+        return output::json(&result);
+    }
+    output::line(format!("{} rows", result.rows))?;
+    for (name, value) in [
+        ("accuracy", result.accuracy),
+        ("exact match", result.exact_match),
+        ("word F1", result.token_f1),
+        ("loss (nats per token)", result.loss),
+        ("perplexity", result.perplexity),
+    ] {
+        if let Some(value) = value {
+            output::line(format!("{name:<22} {value:.4}"))?;
+        }
+    }
+    Ok(())
+}

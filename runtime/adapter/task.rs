@@ -1,0 +1,141 @@
+//! A task adapter: what a file or folder attaches to which module, and the check that it belongs to a model.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::branch::{Branch, BranchKind, Tail};
+use super::coverage::{BaseCheck, Coverage};
+use super::{peft, task_file};
+use crate::arch::Recipe;
+use crate::error::{Error, Result};
+use crate::weights::BaseIds;
+
+/// Module path (`model.layers.0.self_attn.q_proj`) to its branches.
+pub(super) type Modules = BTreeMap<String, Vec<Branch>>;
+
+/// What an adapter says of itself; everything but the name and path is optional in a file.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AdapterInfo {
+    /// The task's name.
+    pub name: String,
+    /// What it does, for people.
+    pub description: Option<String>,
+    /// The file or folder.
+    pub path: PathBuf,
+    /// The base's id; `None` for a PEFT folder or an unbound file.
+    pub base: Option<String>,
+    /// Put before the conversation.
+    pub system_prompt: Option<String>,
+    /// Replaces the model's chat template.
+    pub chat_template: Option<String>,
+    /// Strings that end an answer.
+    pub stop: Vec<String>,
+    /// Sampling defaults, as JSON.
+    pub sampling: Option<serde_json::Value>,
+    /// The default length of an answer.
+    pub max_tokens: Option<usize>,
+}
+
+/// An opened adapter: header and metadata; its tensors stay in the file until a device makes them resident.
+#[derive(Clone, Debug)]
+pub struct TaskAdapter {
+    info: AdapterInfo,
+    modules: Modules,
+}
+
+impl TaskAdapter {
+    pub(super) fn new(info: AdapterInfo, modules: Modules) -> Self {
+        Self { info, modules }
+    }
+
+    /// Opens a task file, or a PEFT folder.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if path.is_dir() { peft::open(path) } else { task_file::open(path) }
+    }
+
+    /// Name, description, base id and defaults.
+    pub fn info(&self) -> &AdapterInfo {
+        &self.info
+    }
+
+    /// Module paths with their branches.
+    pub fn modules(&self) -> impl Iterator<Item = (&str, &[Branch])> {
+        self.modules.iter().map(|(path, branches)| (path.as_str(), branches.as_slice()))
+    }
+
+    /// Bytes of all branches in the file.
+    pub fn byte_len(&self) -> usize {
+        self.modules.values().flatten().map(|b| b.down.byte_len() + b.up.byte_len()).sum()
+    }
+
+    /// Whether any branch repairs compression, which ties the adapter to one compressed base.
+    pub fn has_recovery(&self) -> bool {
+        self.modules.values().flatten().any(|b| b.kind != BranchKind::Lora)
+    }
+
+    /// The adapter as a tail for this model, with a report of what it touches.
+    ///
+    /// Refuses an adapter of another base, one that touches nothing, one with a module that the model does not have
+    /// (part of an adapter is another adapter), and shapes that do not fit.
+    pub fn bind(&self, recipe: &Recipe, ids: &BaseIds) -> Result<(Tail, Coverage)> {
+        let base = self.check_base(ids)?;
+        let mut tail = Tail { branches: vec![Vec::new(); recipe.linears.len()] };
+        let mut unknown = Vec::new();
+        for (path, branches) in &self.modules {
+            match recipe.linear(path) {
+                Some(id) => tail.branches[id.0].clone_from(branches),
+                None => unknown.push(path.as_str()),
+            }
+        }
+        if tail.branches.iter().all(Vec::is_empty) {
+            let named = unknown.first().map_or("it has no branches".into(), |u| format!("it names {u}"));
+            let has = recipe.linears.first().map_or("", |l| l.path.as_str());
+            return Err(Error::AdapterTouchesNothing {
+                adapter: self.info.name.clone(),
+                reason: format!("{named}; the model has {has} and so on"),
+            });
+        }
+        if let Some(module) = unknown.first() {
+            return Err(Error::UnsupportedAdapter {
+                path: self.info.path.clone(),
+                feature: format!(
+                    "module {module} and {} more that the model does not have",
+                    unknown.len() - 1
+                ),
+                help: fused_help(module).into(),
+            });
+        }
+        crate::device::check_tail(recipe, &tail)?;
+        let coverage = Coverage::new(&self.info.name, recipe, &tail, base);
+        Ok((tail, coverage))
+    }
+
+    /// LoRA alone runs on the source and on all its compressions; recovery repairs one compression.
+    fn check_base(&self, ids: &BaseIds) -> Result<BaseCheck> {
+        let Some(expected) = &self.info.base else { return Ok(BaseCheck::Unbound) };
+        let (source, compressed) = (ids.source.as_ref(), ids.compressed.as_ref());
+        let fits = if self.has_recovery() { compressed == Some(expected) } else { source == Some(expected) };
+        // A LoRA retrained on one compressed model is bound to it alone; a recovery made for an uncompressed one to that.
+        let fits = fits || compressed.or(source) == Some(expected);
+        if fits {
+            return Ok(BaseCheck::Matched);
+        }
+        let actual = compressed.or(source).map_or("without an id", String::as_str);
+        Err(Error::AdapterMismatch {
+            adapter: self.info.name.clone(),
+            expected: expected.clone(),
+            actual: actual.to_owned(),
+        })
+    }
+}
+
+/// What to do about a module that stands for several linears elsewhere.
+fn fused_help(module: &str) -> &'static str {
+    let fused = ["qkv_proj", "query_key_value", "gate_up_proj", "c_attn", "W_pack"];
+    if fused.iter().any(|name| module.ends_with(name)) {
+        "it belongs to a model with fused projections; train the LoRA on this model's own"
+    } else {
+        "attaching a part of an adapter would change its meaning; use the base that it was trained on"
+    }
+}

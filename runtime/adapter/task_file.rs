@@ -1,0 +1,287 @@
+//! The task file: one safetensors file that holds a task. Version 1.
+//!
+//! **Tensors**, named as PEFT names them, `base_model.model.{module}.{matrix}.weight`:
+//!
+//! | matrix | shape | |
+//! |---|---|---|
+//! | `lora_A`, `lora_B` | (r, K), (R, r) | LoRA branch: `scaling.lora · B (A x)` |
+//! | `recovery_D`, `recovery_U` | (r', K), (R, r') | recovery branch: `scaling.recovery · U act(D x)` |
+//!
+//! in f16, bf16 or f32; or I8 with a companion `{name}_scale` F32 (rows), value = integer · scale of its row.
+//!
+//! **Metadata**, all strings:
+//!
+//! | key | value |
+//! |---|---|
+//! | `calora.format` | `task-adapter` |
+//! | `calora.version` | `1`; another one is refused |
+//! | `calora.name` | the task's name |
+//! | `calora.base` | source id (LoRA only) or compressed id (recovery), or `unbound`: shapes alone are checked |
+//! | `calora.scaling` | JSON: module → `{"lora": s, "recovery": s}` |
+//! | `calora.activation` | `gelu` (exact) or `linear`, between D and U |
+//! | `calora.description`, `calora.system_prompt`, `calora.chat_template` | text, optional |
+//! | `calora.stop`, `calora.sampling`, `calora.max_tokens` | JSON list, object, number, optional |
+//!
+//! **Reserved** for later versions. `calora.probe` and `calora.signature` may be ignored: without them an adapter is
+//! merely not proven. `calora.base_recovery` and `calora.prefix` change what the adapter computes, so that a reader
+//! that does not know them refuses the file. Other keys are ignored.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use half::f16;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+
+use super::branch::{Branch, BranchKind, LowRank};
+use super::task::{AdapterInfo, Modules, TaskAdapter};
+use crate::error::{Error, Result};
+use crate::weights::{DType, SafetensorsFile};
+
+/// The version written and read.
+const VERSION: &str = "1";
+/// The base of a file that belongs to none in particular.
+const UNBOUND: &str = "unbound";
+/// Keys that a reader of version 1 must not ignore.
+const UNKNOWN_MEANING: &[&str] = &["calora.base_recovery", "calora.prefix"];
+
+/// The two matrices of each kind of branch, and its key in `calora.scaling`.
+const LORA: [&str; 3] = ["lora_A", "lora_B", "lora"];
+const RECOVERY: [&str; 3] = ["recovery_D", "recovery_U", "recovery"];
+
+/// Opens a task file: header and metadata; no tensor is read.
+pub(super) fn open(path: &Path) -> Result<TaskAdapter> {
+    let file = SafetensorsFile::open(path)?;
+    let metadata = Metadata { path, map: file.metadata() };
+    metadata.check_format()?;
+    let recovery = match metadata.get("activation").unwrap_or("gelu") {
+        "gelu" => BranchKind::Recovery,
+        "linear" => BranchKind::LinearRecovery,
+        other => {
+            return Err(metadata.unsupported(format!("activation {other}"), "known are gelu and linear"));
+        }
+    };
+    let scaling = metadata.json("scaling")?.unwrap_or(Value::Null);
+    let mut modules = Modules::new();
+    for (module, matrices) in group(&file)? {
+        for ([down, up, key], kind) in [(LORA, BranchKind::Lora), (RECOVERY, recovery)] {
+            let (a, b) = match (matrices.get(down), matrices.get(up)) {
+                (None, None) => continue,
+                (Some(a), Some(b)) => (low_rank(&file, a)?, low_rank(&file, b)?),
+                (Some(a), None) => return Err(Error::tensor(path, a, format!("has no {up} beside it"))),
+                (None, Some(b)) => return Err(Error::tensor(path, b, format!("has no {down} beside it"))),
+            };
+            let Some(scaling) = scaling[&module][key].as_f64().filter(|s| s.is_finite()) else {
+                return Err(Error::malformed(path, format!("calora.scaling lacks {module}.{key}")));
+            };
+            let branch = Branch { kind, scaling: scaling as f32, down: a, up: b };
+            branch.check()?;
+            modules.entry(module.clone()).or_default().push(branch);
+        }
+    }
+    Ok(TaskAdapter::new(metadata.info()?, modules))
+}
+
+/// The `__metadata__` of a task file.
+struct Metadata<'a> {
+    path: &'a Path,
+    map: &'a HashMap<String, String>,
+}
+
+impl Metadata<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.map.get(&format!("calora.{key}")).map(String::as_str)
+    }
+
+    fn text(&self, key: &str) -> Option<String> {
+        self.get(key).map(str::to_owned)
+    }
+
+    fn json(&self, key: &str) -> Result<Option<Value>> {
+        let Some(text) = self.get(key) else { return Ok(None) };
+        match serde_json::from_str(text) {
+            Ok(value) => Ok(Some(value)),
+            Err(e) => Err(Error::malformed(self.path, format!("calora.{key} is not JSON: {e}"))),
+        }
+    }
+
+    fn unsupported(&self, feature: String, help: &str) -> Error {
+        Error::UnsupportedAdapter { path: self.path.to_owned(), feature, help: help.into() }
+    }
+
+    fn check_format(&self) -> Result<()> {
+        match (self.get("format"), self.get("version")) {
+            (Some("task-adapter"), Some(VERSION)) => {}
+            (Some("task-adapter"), version) => {
+                let feature = format!("task file version {}", version.unwrap_or("(none)"));
+                return Err(self.unsupported(feature, "this calora reads version 1; update calora"));
+            }
+            _ => {
+                let reason = "has no calora.format = task-adapter in its metadata; a PEFT adapter is opened by its \
+                              folder, or packed by `calora pack`";
+                return Err(Error::malformed(self.path, reason));
+            }
+        }
+        match UNKNOWN_MEANING.iter().find(|key| self.map.contains_key(**key)) {
+            Some(key) => {
+                Err(self.unsupported((*key).to_owned(), "this calora does not know it; update calora"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn info(&self) -> Result<AdapterInfo> {
+        let stop = match self.json("stop")? {
+            None => Vec::new(),
+            Some(value) => serde_json::from_value(value).map_err(|e| {
+                Error::malformed(self.path, format!("calora.stop is not a list of strings: {e}"))
+            })?,
+        };
+        let stem = self.path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
+        Ok(AdapterInfo {
+            name: self.text("name").unwrap_or(stem),
+            description: self.text("description"),
+            path: self.path.to_owned(),
+            base: self.text("base").filter(|base| base != UNBOUND),
+            system_prompt: self.text("system_prompt"),
+            chat_template: self.text("chat_template"),
+            stop,
+            sampling: self.json("sampling")?,
+            max_tokens: self.json("max_tokens")?.and_then(|v| v.as_u64()).map(|n| n as usize),
+        })
+    }
+}
+
+/// Module path → matrix name → tensor name; a tensor that is no part of a branch is refused.
+fn group(file: &SafetensorsFile) -> Result<BTreeMap<String, HashMap<&'static str, String>>> {
+    let mut modules: BTreeMap<String, HashMap<&'static str, String>> = BTreeMap::new();
+    for name in file.names() {
+        if name.strip_suffix("_scale").is_some_and(|whole| file.contains(whole)) {
+            continue;
+        }
+        let place = name.strip_prefix("base_model.model.").and_then(|n| n.strip_suffix(".weight"));
+        let matrix = place.and_then(|p| p.rsplit_once('.')).and_then(|(module, matrix)| {
+            let known = [LORA[0], LORA[1], RECOVERY[0], RECOVERY[1]];
+            Some((module, *known.iter().find(|k| **k == matrix)?))
+        });
+        let Some((module, matrix)) = matrix else {
+            return Err(Error::tensor(file.path(), name, "is no part of a LoRA or recovery branch"));
+        };
+        modules.entry(module.to_owned()).or_default().insert(matrix, name.to_owned());
+    }
+    Ok(modules)
+}
+
+fn low_rank(file: &SafetensorsFile, name: &str) -> Result<LowRank> {
+    let values = file.require(name)?;
+    if values.dtype != DType::I8 {
+        return Ok(LowRank::Float(values));
+    }
+    let scales = file.require(&format!("{name}_scale"))?;
+    scales.expect_shape(&values.shape[..1.min(values.shape.len())])?;
+    Ok(LowRank::Int8 { values, scales })
+}
+
+/// How the branches of a written file are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BranchStorage {
+    /// Half floats.
+    F16,
+    /// Int8, a scale a row: half the bytes, about 0.4 % of rounding noise in each branch.
+    Int8,
+}
+
+/// Writes a task file: first beside its place, then renamed, so that a reader sees the old one or the new one whole.
+///
+/// `base` is the id that the adapter is bound to, or `None`. A module may have one LoRA and one recovery branch.
+pub fn write_task_file(
+    path: &Path,
+    info: &AdapterInfo,
+    base: Option<&str>,
+    modules: &BTreeMap<String, Vec<Branch>>,
+    storage: BranchStorage,
+) -> Result<()> {
+    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    let mut scaling = serde_json::Map::new();
+    let mut activation = None;
+    for (module, branches) in modules {
+        let mut scales = serde_json::Map::new();
+        for branch in branches {
+            let [down, up, key] = if branch.kind == BranchKind::Lora { LORA } else { RECOVERY };
+            if branch.kind != BranchKind::Lora && *activation.get_or_insert(branch.kind) != branch.kind {
+                return Err(Error::malformed(
+                    path,
+                    "recovery branches with and without GELU cannot share a file",
+                ));
+            }
+            if scales.insert(key.into(), json!(branch.scaling)).is_some() {
+                return Err(Error::malformed(
+                    path,
+                    format!("{module} has two {key} branches; stack them into one"),
+                ));
+            }
+            for (matrix, values) in [(down, &branch.down), (up, &branch.up)] {
+                encode(&format!("base_model.model.{module}.{matrix}.weight"), values, storage, &mut tensors)?;
+            }
+        }
+        scaling.insert(module.clone(), Value::Object(scales));
+    }
+    let mut metadata = HashMap::from([
+        ("calora.format".to_owned(), "task-adapter".to_owned()),
+        ("calora.version".to_owned(), VERSION.to_owned()),
+        ("calora.name".to_owned(), info.name.clone()),
+        ("calora.base".to_owned(), base.unwrap_or(UNBOUND).to_owned()),
+        ("calora.scaling".to_owned(), Value::Object(scaling).to_string()),
+    ]);
+    let linear = activation == Some(BranchKind::LinearRecovery);
+    let optional = [
+        ("activation", Some(if linear { "linear" } else { "gelu" }.to_owned())),
+        ("description", info.description.clone()),
+        ("system_prompt", info.system_prompt.clone()),
+        ("chat_template", info.chat_template.clone()),
+        ("stop", (!info.stop.is_empty()).then(|| json!(info.stop).to_string())),
+        ("sampling", info.sampling.as_ref().map(Value::to_string)),
+        ("max_tokens", info.max_tokens.map(|n| n.to_string())),
+    ];
+    metadata.extend(optional.into_iter().filter_map(|(k, v)| Some((format!("calora.{k}"), v?))));
+    let mut views = Vec::new();
+    for (name, dtype, shape, bytes) in &tensors {
+        let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| Error::tensor(path, name, e))?;
+        views.push((name.as_str(), view));
+    }
+    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| Error::malformed(path, e))?;
+    crate::weights::write_atomically(path, &bytes)
+}
+
+fn encode(
+    name: &str,
+    values: &LowRank,
+    storage: BranchStorage,
+    out: &mut Vec<(String, Dtype, Vec<usize>, Vec<u8>)>,
+) -> Result<()> {
+    let (rows, cols) = values.shape();
+    let values = values.to_f32()?;
+    match storage {
+        BranchStorage::F16 => {
+            let halves: Vec<f16> = values.iter().map(|v| f16::from_f32(*v)).collect();
+            if let Some(at) = halves.iter().position(|h| !h.is_finite()) {
+                let reason = format!("element {at} = {} is beyond the range of f16", values[at]);
+                return Err(Error::tensor("(task file)", name, reason));
+            }
+            out.push((name.into(), Dtype::F16, vec![rows, cols], bytemuck::cast_slice(&halves).to_vec()));
+        }
+        BranchStorage::Int8 => {
+            let (mut bytes, mut scales) = (Vec::with_capacity(values.len()), Vec::with_capacity(rows));
+            for row in values.chunks(cols.max(1)) {
+                let scale = row.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 127.0;
+                let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+                bytes.extend(row.iter().map(|v| (v * inverse).round_ties_even() as i8 as u8));
+                scales.push(scale);
+            }
+            out.push((name.into(), Dtype::I8, vec![rows, cols], bytes));
+            let scales = bytemuck::cast_slice(&scales).to_vec();
+            out.push((format!("{name}_scale"), Dtype::F32, vec![rows], scales));
+        }
+    }
+    Ok(())
+}

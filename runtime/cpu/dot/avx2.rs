@@ -1,0 +1,239 @@
+//! AVX2 with FMA and F16C: bytes are multiplied in pairs whose 16-bit sums cannot saturate.
+
+use std::arch::x86_64::*;
+
+use super::{
+    BLOCK, Floats, Ints, Kernels, LANES, PackedRow, Row, TILE, TILE_WEIGHTS, fold, products, with_bytes,
+};
+use crate::quant::Bits;
+
+/// Tokens that share one unpacking of the weights: float sums take four registers each.
+const FLOAT_TOKENS: usize = 2;
+/// The same for integers: two registers each.
+const INT_TOKENS: usize = 4;
+
+/// The kernels, where the machine has every instruction that they use.
+pub(super) fn kernels() -> Option<Kernels> {
+    let all = is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c");
+    // SAFETY (all four): the features were found just above, and this is the only way to the functions.
+    all.then_some(Kernels {
+        float: |row, x, out| unsafe { float(row, x, out) },
+        int: |row, x, out| unsafe { int(row, x, out) },
+        scores: |q, keys, out| unsafe { scores(q, keys, out) },
+        mix: |weights, values, out| unsafe { mix(weights, values, out) },
+    })
+}
+
+#[target_feature(enable = "avx2")]
+fn scores(q: &[f32], keys: &[f32], out: &mut [f32]) {
+    products::scores(q, keys, out);
+}
+
+#[target_feature(enable = "avx2")]
+fn mix(weights: &[f32], values: &[f32], out: &mut [f32]) {
+    products::mix(weights, values, out);
+}
+
+/// `out[t] = Σ_k w[k] x[t][k]`.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn float(row: &Row<'_>, x: Floats<'_>, out: &mut [f32]) {
+    for (i, out) in out.chunks_mut(FLOAT_TOKENS).enumerate() {
+        let x = x.from(i * FLOAT_TOKENS);
+        match out {
+            [_] => float_tokens::<1>(row, x, out),
+            _ => float_tokens::<FLOAT_TOKENS>(row, x, out),
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn float_tokens<const T: usize>(row: &Row<'_>, x: Floats<'_>, out: &mut [f32]) {
+    match row {
+        Row::F32(bytes) => accumulate::<T>(x, out, |b| {
+            with_bytes::<{ 4 * BLOCK }, _>(bytes, b, |p| {
+                // SAFETY: 128 bytes are readable.
+                [0, 32, 64, 96].map(|at| unsafe { _mm256_loadu_ps(p.add(at).cast()) })
+            })
+        }),
+        Row::F16(bytes) => accumulate::<T>(x, out, |b| {
+            with_bytes::<{ 2 * BLOCK }, _>(bytes, b, |p| {
+                // SAFETY: 64 bytes are readable.
+                [0, 16, 32, 48].map(|at| _mm256_cvtph_ps(unsafe { _mm_loadu_si128(p.add(at).cast()) }))
+            })
+        }),
+        Row::BF16(bytes) => accumulate::<T>(x, out, |b| {
+            with_bytes::<{ 2 * BLOCK }, _>(bytes, b, |p| {
+                [0, 16, 32, 48].map(|at| {
+                    // SAFETY: 64 bytes are readable.
+                    let half = _mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(p.add(at).cast()) });
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(half))
+                })
+            })
+        }),
+        Row::Packed(row) if row.bits == Bits::Int4 => accumulate::<T>(x, out, |b| {
+            let (zero, scale) = (_mm256_set1_epi32(row.zero(b)), _mm256_set1_ps(row.scales[b]));
+            let weight = |q| _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(q, zero)), scale);
+            with_bytes::<{ BLOCK / 2 }, _>(row.bytes, b, |p| {
+                // SAFETY: 16 bytes are readable.
+                let bytes =
+                    [0, 8].map(|at| _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(p.add(at).cast()) }));
+                let low = bytes.map(|q| weight(_mm256_and_si256(q, _mm256_set1_epi32(15))));
+                let high = bytes.map(|q| weight(_mm256_srli_epi32::<4>(q)));
+                [low[0], low[1], high[0], high[1]]
+            })
+        }),
+        Row::Packed(row) => accumulate::<T>(x, out, |b| {
+            let (zero, scale) = (_mm256_set1_epi32(row.zero(b)), _mm256_set1_ps(row.scales[b]));
+            with_bytes::<BLOCK, _>(row.bytes, b, |p| {
+                [0, 8, 16, 24].map(|at| {
+                    // SAFETY: 32 bytes are readable.
+                    let q = _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(p.add(at).cast()) });
+                    _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(q, zero)), scale)
+                })
+            })
+        }),
+    }
+}
+
+/// Multiplies each block's 32 weights with those of `T` tokens, four registers of sums a token.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn accumulate<const T: usize>(x: Floats<'_>, out: &mut [f32], weights: impl Fn(usize) -> [__m256; 4]) {
+    let mut sums = [[_mm256_setzero_ps(); 4]; T];
+    let tokens: [&[[f32; BLOCK]]; T] =
+        std::array::from_fn(|t| x.values[t * x.stride..(t + 1) * x.stride].as_chunks().0);
+    for b in 0..x.stride / BLOCK {
+        let w = weights(b);
+        for (sums, x) in sums.iter_mut().zip(&tokens) {
+            let x = x[b].as_ptr();
+            for i in 0..4 {
+                // SAFETY: a block has 32 floats.
+                let x = unsafe { _mm256_loadu_ps(x.add(8 * i)) };
+                sums[i] = _mm256_fmadd_ps(w[i], x, sums[i]);
+            }
+        }
+    }
+    for (out, sums) in out.iter_mut().zip(sums) {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: there are 16 lanes.
+        unsafe {
+            _mm256_storeu_ps(lanes.as_mut_ptr(), _mm256_add_ps(sums[0], sums[2]));
+            _mm256_storeu_ps(lanes.as_mut_ptr().add(8), _mm256_add_ps(sums[1], sums[3]));
+        }
+        *out = fold(&lanes);
+    }
+}
+
+/// `out[t] = Σ_blocks (s_w s_x) · (Σ q_w q_x − zero Σ q_x)`, lane by lane.
+#[target_feature(enable = "avx2")]
+fn int(row: &PackedRow<'_>, x: Ints<'_>, out: &mut [f32]) {
+    for (i, out) in out.chunks_mut(INT_TOKENS).enumerate() {
+        let x = x.from(i * INT_TOKENS);
+        match out {
+            [_] => int_tokens::<1>(row, x, out),
+            [_, _] => int_tokens::<2>(row, x, out),
+            [_, _, _] => int_tokens::<3>(row, x, out),
+            _ => int_tokens::<INT_TOKENS>(row, x, out),
+        }
+    }
+}
+
+#[target_feature(enable = "avx2")]
+fn int_tokens<const T: usize>(row: &PackedRow<'_>, x: Ints<'_>, out: &mut [f32]) {
+    let scales = &row.scales.as_chunks::<TILE>().0[..x.tiles];
+    let zeros = row.zeros.as_chunks::<TILE>().0;
+    // int8 weights are brought to -128..=127 first, and the zero points with them.
+    let shift = if row.bits == Bits::Int8 { row.bits.offset() } else { 0 };
+    let symmetric = [row.bits.offset(); TILE];
+    assert!(x.holds(T) && (zeros.is_empty() || zeros.len() >= x.tiles));
+    let mut sums = [[_mm256_setzero_ps(); 2]; T];
+    for (tile, scales) in scales.iter().enumerate() {
+        let zeros = zeros.get(tile).unwrap_or(&symmetric);
+        // Half a tile's lanes, two blocks, at a time.
+        for pair in 0..2 {
+            let [first, second] = match row.bits {
+                Bits::Int4 => int4_halves(row.bytes, 2 * tile + pair),
+                Bits::Int8 => int8_halves(row.bytes, 2 * tile + pair),
+            };
+            let (a, b) = (2 * pair, 2 * pair + 1);
+            let scale = _mm256_set_m128(_mm_set1_ps(scales[b]), _mm_set1_ps(scales[a]));
+            // In the low 16 bits of a lane, the high ones zero: see the multiplication below.
+            let [a, b] = [zeros[a], zeros[b]].map(|zero| _mm_set1_epi32((zero - shift) & 0xffff));
+            let zero = _mm256_set_m128i(b, a);
+            for (t, sums) in sums.iter_mut().enumerate() {
+                let at = t * x.tiles + tile;
+                // SAFETY: `holds` says that the arrays hold T tokens of whole tiles.
+                let (x_first, x_second, x_sums, x_scales) = unsafe {
+                    let place = x.values.as_ptr().add(at * TILE_WEIGHTS + pair * BLOCK);
+                    let lane = at * LANES + pair * LANES / 2;
+                    (
+                        _mm256_loadu_si256(place.cast()),
+                        _mm256_loadu_si256(place.add(TILE_WEIGHTS / 2).cast()),
+                        _mm256_loadu_si256(x.sums.as_ptr().add(lane).cast()),
+                        _mm256_loadu_ps(x.scales.as_ptr().add(lane)),
+                    )
+                };
+                let dot = match row.bits {
+                    Bits::Int4 => int4_dot(first, second, x_first, x_second),
+                    Bits::Int8 => int8_dot(first, second, x_first, x_second),
+                };
+                // Zero points and lane sums fit 16 bits, in which multiplication is fast; high halves times zero vanish.
+                let dot = _mm256_sub_epi32(dot, _mm256_madd_epi16(zero, x_sums));
+                let factor = _mm256_mul_ps(scale, x_scales);
+                sums[pair] = _mm256_add_ps(sums[pair], _mm256_mul_ps(factor, _mm256_cvtepi32_ps(dot)));
+            }
+        }
+    }
+    for (out, sums) in out.iter_mut().zip(sums) {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: there are 16 lanes.
+        unsafe {
+            _mm256_storeu_ps(lanes.as_mut_ptr(), sums[0]);
+            _mm256_storeu_ps(lanes.as_mut_ptr().add(8), sums[1]);
+        }
+        *out = fold(&lanes);
+    }
+}
+
+/// Low and high nibbles of pair `i` of blocks.
+#[target_feature(enable = "avx2")]
+fn int4_halves(row: &[u8], i: usize) -> [__m256i; 2] {
+    let low = _mm256_set1_epi8(15);
+    with_bytes::<BLOCK, _>(row, i, |p| {
+        // SAFETY: 32 bytes are readable.
+        let bytes = unsafe { _mm256_loadu_si256(p.cast()) };
+        [_mm256_and_si256(bytes, low), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low)]
+    })
+}
+
+/// The first and the last 16 bytes of each block of pair `i`, as -128..=127.
+#[target_feature(enable = "avx2")]
+fn int8_halves(row: &[u8], i: usize) -> [__m256i; 2] {
+    let sign = _mm256_set1_epi8(-128);
+    with_bytes::<{ 2 * BLOCK }, _>(row, i, |p| {
+        // SAFETY: 64 bytes are readable.
+        let (a, b) = unsafe { (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())) };
+        let halves = [_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b)];
+        halves.map(|h| _mm256_xor_si256(h, sign))
+    })
+}
+
+/// Sums by fours of nibbles times bytes; four products in 16 bits: 4 * 15 * 127 = 7620.
+#[target_feature(enable = "avx2")]
+fn int4_dot(first: __m256i, second: __m256i, x_first: __m256i, x_second: __m256i) -> __m256i {
+    let pairs =
+        _mm256_add_epi16(_mm256_maddubs_epi16(first, x_first), _mm256_maddubs_epi16(second, x_second));
+    _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+}
+
+/// Sums by fours of bytes times bytes; the weight's sign goes to the activation, two products in 16 bits:
+/// 2 * 128 * 127 = 32512.
+#[target_feature(enable = "avx2")]
+fn int8_dot(first: __m256i, second: __m256i, x_first: __m256i, x_second: __m256i) -> __m256i {
+    let [a, b] = [(first, x_first), (second, x_second)].map(|(w, x)| {
+        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+        _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+    });
+    _mm256_add_epi32(a, b)
+}

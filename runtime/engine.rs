@@ -1,0 +1,227 @@
+//! The engine: base weights on a device, shared by any number of sessions and task adapters.
+//!
+//! A cheap handle: clones share everything. It puts parts together and owns no algorithm; [`load`] makes the parts from a
+//! model folder, [`crate::session`] runs conversations.
+
+mod device;
+pub mod load;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+
+pub use load::{ActivationChoice, DeviceChoice, EngineOptions};
+
+use crate::adapter::{Coverage, Tail, TaskAdapter};
+use crate::arch::{ModelShape, Recipe};
+use crate::device::{Device, DeviceInfo, DeviceMemory, Model};
+use crate::error::{Error, Result};
+pub use crate::session::{BoundAdapter, ResidentAdapter};
+use crate::session::{
+    GenerationOptions, Session, SessionOptions, TaskDefaults, shared::Shared, stop::end_of_turn_ids,
+};
+use crate::text::{Tokenizer, TokenizerConfig};
+use crate::weights::{BaseIds, ModelFolder};
+
+/// Positions of a session's cache unless asked otherwise: a model made for 131,072 would fill a phone with one cache.
+pub const DEFAULT_CONTEXT: usize = 4096;
+
+/// Tokens of one prefill pass unless asked otherwise: large enough for matrix kernels, short enough to cancel.
+pub const DEFAULT_PREFILL_CHUNK: usize = 256;
+
+/// What an engine is made of.
+pub struct EngineParts {
+    /// Recipe and weights.
+    pub model: Model,
+    /// What holds and runs them.
+    pub device: Box<dyn Device>,
+    /// The model's folder, for errors.
+    pub folder: PathBuf,
+    /// The opened folder, asked for the model's ids when an adapter is bound to one; none for generated weights.
+    pub files: Option<ModelFolder>,
+    /// How the weights are stored, for people: `int4 g32`, `bf16`.
+    pub scheme: String,
+    /// Absent where the folder has no tokenizer: then only token ids go in and out.
+    pub tokenizer: Option<Tokenizer>,
+    /// Special tokens and the chat template.
+    pub tokenizer_config: TokenizerConfig,
+    /// `config.json`.
+    pub config: Value,
+    /// `generation_config.json`, or null.
+    pub generation_config: Value,
+    /// Positions of a session's cache; by default the model's, at most [`DEFAULT_CONTEXT`].
+    pub context_size: Option<usize>,
+    /// Tokens of one prefill pass; by default [`DEFAULT_PREFILL_CHUNK`], never more than the device takes.
+    pub prefill_chunk: Option<usize>,
+}
+
+/// What a loaded model is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelInfo {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// `model_type` of the configuration.
+    pub architecture: String,
+    /// Dimensions.
+    pub shape: ModelShape,
+    /// How the weights are stored, for people.
+    pub scheme: String,
+    /// Positions of a session's cache.
+    pub context_size: usize,
+    /// Whether text can go in and out.
+    pub has_tokenizer: bool,
+    /// Whether prompts are messages of a conversation.
+    pub has_chat_template: bool,
+    /// Tokens that end a turn.
+    pub end_of_turn: Vec<u32>,
+}
+
+/// Base weights on a device. Cloning gives another handle to the same engine.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    shared: Arc<Shared>,
+    info: Arc<ModelInfo>,
+    device: Arc<DeviceInfo>,
+    files: Arc<Option<ModelFolder>>,
+}
+
+impl Engine {
+    /// An engine from parts; [`Engine::load`] makes them from a folder.
+    pub fn from_parts(parts: EngineParts) -> Result<Self> {
+        let shape = &parts.model.recipe.shape;
+        let context_size = parts.context_size.unwrap_or(shape.context.min(DEFAULT_CONTEXT));
+        if context_size == 0 || context_size > shape.context {
+            let reason = format!("must be between 1 and {}, which the model was made for", shape.context);
+            return Err(Error::option("context_size", context_size, reason));
+        }
+        let device = parts.device.info().clone();
+        let prefill_chunk = parts.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK).min(device.max_tokens);
+        if prefill_chunk == 0 {
+            return Err(Error::option("prefill_chunk", 0, "must be at least 1"));
+        }
+        let eos = parts.tokenizer.as_ref().and_then(Tokenizer::eos);
+        let end_of_turn = end_of_turn_ids(&parts.generation_config, &parts.config, eos);
+        let info = ModelInfo {
+            folder: parts.folder.clone(),
+            architecture: parts.model.recipe.architecture.clone(),
+            shape: shape.clone(),
+            scheme: parts.scheme,
+            context_size,
+            has_tokenizer: parts.tokenizer.is_some(),
+            has_chat_template: parts.tokenizer_config.chat_template.is_some(),
+            end_of_turn: end_of_turn.clone(),
+        };
+        let shared = Shared {
+            model: parts.model,
+            device: Mutex::new(parts.device),
+            folder: parts.folder,
+            tokenizer: parts.tokenizer.map(Arc::new),
+            tokenizer_config: parts.tokenizer_config,
+            end_of_turn,
+            defaults: GenerationOptions::from_generation_config(&parts.generation_config),
+            context_size,
+            prefill_chunk,
+            residents: Mutex::default(),
+        };
+        let files = Arc::new(parts.files);
+        Ok(Self { shared: Arc::new(shared), info: Arc::new(info), device: Arc::new(device), files })
+    }
+
+    /// A new conversation with a KV cache of its own.
+    pub fn session(&self, options: SessionOptions) -> Result<Session> {
+        Session::new(self.shared.clone(), options)
+    }
+
+    /// Names branches that were bound to this engine's recipe; shapes are checked when they become resident.
+    pub fn adapter(&self, name: impl Into<String>, tail: Tail) -> BoundAdapter {
+        BoundAdapter::new(name.into(), tail, TaskDefaults::default())
+    }
+
+    /// Opens a task file or PEFT folder and binds it to this model: headers are read, tensors stay in the file.
+    ///
+    /// Refuses an adapter of another base, one that touches nothing, and whatever would change its meaning.
+    pub fn open_adapter(&self, path: impl AsRef<Path>) -> Result<BoundAdapter> {
+        Ok(self.bind_adapter(&TaskAdapter::open(path)?)?.0)
+    }
+
+    /// Binds an opened adapter to this model, with a report of what it touches.
+    pub fn bind_adapter(&self, adapter: &TaskAdapter) -> Result<(BoundAdapter, Coverage)> {
+        let info = adapter.info();
+        // Only an adapter that names its base makes a foreign folder compute its ids, which reads all its weights.
+        let ids = if info.base.is_some() { self.ids()? } else { BaseIds::default() };
+        let (tail, coverage) = adapter.bind(self.recipe(), &ids)?;
+        let bound = BoundAdapter::new(info.name.clone(), tail, TaskDefaults::read(info)?);
+        Ok((bound, coverage))
+    }
+
+    /// The content ids that adapters are bound to: recorded in the folder, or computed from its weights and kept there.
+    pub fn ids(&self) -> Result<BaseIds> {
+        self.files.as_ref().as_ref().map_or_else(|| Ok(BaseIds::default()), ModelFolder::ids)
+    }
+
+    /// Makes adapters resident ahead of time and keeps them so while the result lives: switching a session to the same
+    /// list then moves no bytes. `None` for an empty list.
+    pub fn resident(&self, adapters: &[(BoundAdapter, f32)]) -> Result<Option<ResidentAdapter>> {
+        self.shared.resident(adapters)
+    }
+
+    /// (ids, vocabulary) logits after every id, row-major, computed in a cache of its own.
+    pub fn logits(&self, ids: &[u32], adapters: &[(BoundAdapter, f32)]) -> Result<Vec<f32>> {
+        if ids.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        let longest = self.info.shape.context;
+        if ids.len() > longest {
+            return Err(Error::ContextFull { needed: ids.len(), available: longest });
+        }
+        let options = SessionOptions {
+            adapters: adapters.to_vec(),
+            context_size: Some(ids.len()),
+            ..SessionOptions::default()
+        };
+        let mut logits = Vec::new();
+        self.session(options)?.visit_logits(ids, 0, |_, row| logits.extend_from_slice(row))?;
+        Ok(logits)
+    }
+
+    /// How many tokens a text has, special ones that it spells included and none added.
+    pub fn count_tokens(&self, text: &str) -> Result<usize> {
+        Ok(self.tokenizer()?.encode_plain(text)?.len())
+    }
+
+    /// The tokenizer; an error where the model folder has none.
+    pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>> {
+        self.shared.tokenizer()
+    }
+
+    /// What the loaded model is.
+    pub fn model_info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// What computes.
+    pub fn device_info(&self) -> &DeviceInfo {
+        &self.device
+    }
+
+    /// Bytes that the device holds now.
+    pub fn memory(&self) -> DeviceMemory {
+        self.shared.device().memory()
+    }
+
+    /// The model as plain data.
+    pub fn recipe(&self) -> &Recipe {
+        &self.shared.model.recipe
+    }
+
+    /// Recipe and weights, for tools that look at them.
+    pub fn model(&self) -> &Model {
+        &self.shared.model
+    }
+
+    /// Sampling defaults of the model's `generation_config.json`.
+    pub fn generation_defaults(&self) -> &GenerationOptions {
+        &self.shared.defaults
+    }
+}
