@@ -214,7 +214,8 @@ fn copy_companions(src: &Path, out: &Path) -> Result<()> {
         let path = entry.map_err(|e| io(src, e))?.path();
         let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
         let upper = name.to_ascii_uppercase();
-        let legal = ["LICENSE", "LICENCE", "NOTICE", "README", "USE_POLICY"].iter().any(|p| upper.starts_with(p));
+        let legal =
+            ["LICENSE", "LICENCE", "NOTICE", "README", "USE_POLICY"].iter().any(|p| upper.starts_with(p));
         if path.is_file() && (NAMES.contains(&name) || name.ends_with(".jinja") || legal) {
             // Read and written, not copied: a copy would also inherit read-only permissions.
             let content = fs::read(&path).map_err(|e| io(&path, e))?;

@@ -105,7 +105,7 @@ pub fn evaluate(
                 };
                 let answer = session.respond_to_tokens(&tokenizer.encode(prompt)?, &options)?.collect()?.text;
                 // A completion may spell the end-of-turn token, which an answer never contains.
-                let expected = tokenizer.decode(&tokenizer.encode_plain(completion)?, true)?;
+                let expected = tokenizer.decode(&tokenizer.encode_plain(completion)?)?;
                 total.exact += usize::from(answer.trim() == expected.trim());
                 total.f1 += token_f1(&answer, &expected);
             }
@@ -139,11 +139,9 @@ impl Totals {
         match rows.first() {
             None => base,
             Some(Row::Choice { .. }) => Evaluation { accuracy: share(self.right), ..base },
-            Some(Row::Completion { .. }) => Evaluation {
-                exact_match: share(self.exact),
-                token_f1: Some(self.f1 / n as f64),
-                ..base
-            },
+            Some(Row::Completion { .. }) => {
+                Evaluation { exact_match: share(self.exact), token_f1: Some(self.f1 / n as f64), ..base }
+            }
             Some(Row::Text { .. }) => {
                 let loss = self.loss / self.tokens.max(1) as f64;
                 Evaluation {

@@ -1,3 +1,7 @@
-//! Workstation tools of calora: rows, evaluation, compression, packing.
+//! The workstation side of calora: compression, packing, evaluation. The program `calora` is a thin layer over it.
 
+pub mod compress;
+pub mod eval;
+pub mod pack;
+pub mod plot;
 pub mod rows;

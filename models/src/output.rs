@@ -36,7 +36,9 @@ pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// A progress bar on stderr; hidden where stderr is not a terminal.
 pub(crate) fn progress(length: u64, what: &str) -> ProgressBar {
     let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {msg} {eta} left");
-    ProgressBar::new(length).with_prefix(what.to_owned()).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+    ProgressBar::new(length)
+        .with_prefix(what.to_owned())
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 /// Bytes for people: `1.5 MB`.

@@ -38,7 +38,9 @@ impl TaskDescription {
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("task.json");
         match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{}: not a task.json", path.display())),
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).with_context(|| format!("{}: not a task.json", path.display()))
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
             Err(e) => Err(e).with_context(|| path.display().to_string()),
         }
@@ -73,7 +75,10 @@ pub fn pack(
     let mut lists: BTreeMap<String, Vec<Branch>> = BTreeMap::new();
     for (index, adapter) in adapters.iter().enumerate() {
         if adapter.has_recovery() {
-            bail!("{}: recovery branches belong to one compressed model; pack LoRAs", adapter.info().path.display());
+            bail!(
+                "{}: recovery branches belong to one compressed model; pack LoRAs",
+                adapter.info().path.display()
+            );
         }
         adapter.bind(recipe, ids)?;
         let weight = options.weights.get(index).copied().unwrap_or(1.0);

@@ -66,7 +66,8 @@ fn several_adapters_are_their_weighted_sum() {
     let (model, ids) = (model(), BaseIds::default());
     let scratch = tempfile::tempdir().unwrap();
     let out = scratch.path().join("t.safetensors");
-    let adapters = ["all", "lora", "rank_pattern"].map(|n| TaskAdapter::open(golden("gqa/adapters").join(n)).unwrap());
+    let adapters =
+        ["all", "lora", "rank_pattern"].map(|n| TaskAdapter::open(golden("gqa/adapters").join(n)).unwrap());
     let weights = [0.5, -1.0, 0.25];
     let tails = adapters.clone().map(|a| a.bind(&model.recipe, &ids).unwrap().0);
     let parts: Vec<(&Tail, f32)> = tails.iter().zip(weights).collect();

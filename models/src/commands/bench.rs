@@ -175,7 +175,8 @@ fn swap(args: &Args, engine: &Engine, adapters: &[(BoundAdapter, f32)]) -> Resul
     let lists: Vec<&[(BoundAdapter, f32)]> = adapters.chunks(1).chain([&[][..]]).collect();
     // Held, so that every list stays resident.
     let _residents = lists.iter().map(|list| engine.resident(list)).collect::<Result<Vec<_>, _>>()?;
-    let mut session = engine.session(SessionOptions { context_size: Some(1), ..SessionOptions::default() })?;
+    let mut session =
+        engine.session(SessionOptions { context_size: Some(1), ..SessionOptions::default() })?;
     let hot = (0..2000)
         .map(|i| {
             let start = Instant::now();
@@ -192,7 +193,8 @@ fn swap(args: &Args, engine: &Engine, adapters: &[(BoundAdapter, f32)]) -> Resul
             Ok(start.elapsed().as_secs_f64() * 1e6)
         })
         .collect::<Result<Vec<f64>>>()?;
-    let quantiles = |values: Vec<f64>| Quantiles { p50: quantile(&values, 0.5), p99: quantile(&values, 0.99) };
+    let quantiles =
+        |values: Vec<f64>| Quantiles { p50: quantile(&values, 0.5), p99: quantile(&values, 0.99) };
     Ok(Some(Swap { hot: quantiles(hot), first_use: quantiles(first_use) }))
 }
 
@@ -216,8 +218,14 @@ fn peak_rss() -> Option<u64> {
 
 fn table(r: &Report) -> Result<()> {
     output::line(format!("{}, {}, {} activations, {}", r.device, r.driver, r.activations, r.scheme))?;
-    output::line(format!("prefill               {:>10.1} tokens/s ({} tokens)", r.prefill_tokens_per_second, r.prompt_tokens))?;
-    output::line(format!("decode                {:>10.1} tokens/s ({} tokens)", r.decode_tokens_per_second, r.output_tokens))?;
+    output::line(format!(
+        "prefill               {:>10.1} tokens/s ({} tokens)",
+        r.prefill_tokens_per_second, r.prompt_tokens
+    ))?;
+    output::line(format!(
+        "decode                {:>10.1} tokens/s ({} tokens)",
+        r.decode_tokens_per_second, r.output_tokens
+    ))?;
     output::line(format!("time to first token   {:>10.2} ms", r.time_to_first_token_ms))?;
     output::line(format!("load                  {:>10.1} ms", r.load_ms))?;
     for (name, bytes) in [
@@ -229,16 +237,20 @@ fn table(r: &Report) -> Result<()> {
             output::line(format!("{name:<21} {:>10}", output::bytes(bytes)))?;
         }
     }
-    for (name, value) in
-        [("adapters in decode", r.decode_adapter_overhead), ("adapters in prefill", r.prefill_adapter_overhead)]
-    {
+    for (name, value) in [
+        ("adapters in decode", r.decode_adapter_overhead),
+        ("adapters in prefill", r.prefill_adapter_overhead),
+    ] {
         if let Some(value) = value {
             output::line(format!("{name:<21} {:>+9.1} %", value * 100.0))?;
         }
     }
     if let Some(swap) = &r.swap_us {
         output::line(format!("hot swap              {:>10.1} us (p99 {:.1})", swap.hot.p50, swap.hot.p99))?;
-        output::line(format!("first use             {:>10.1} us (p99 {:.1})", swap.first_use.p50, swap.first_use.p99))?;
+        output::line(format!(
+            "first use             {:>10.1} us (p99 {:.1})",
+            swap.first_use.p50, swap.first_use.p99
+        ))?;
     }
     Ok(())
 }

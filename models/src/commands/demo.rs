@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use calora::adapter::{BranchStorage, TaskAdapter};
 use calora::engine::BoundAdapter;
+use calora::quant::Bits;
 use calora::session::{GenerationOptions, SessionOptions};
 use calora::weights::ModelFolder;
 use calora_models::compress::{CompressOptions, compress};
@@ -38,8 +39,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     heading("1  Compress the model once: int4 in groups of 32, as transformers and vLLM read it")?;
     let start = Instant::now();
-    compress(&base, &compressed, &CompressOptions::new(4, Some(32)))?;
-    let size = |folder: &Path| std::fs::metadata(folder.join("model.safetensors")).map(|m| m.len()).unwrap_or(0);
+    compress(&base, &compressed, &CompressOptions::new(Bits::Int4, Some(32)), |_, _| ())?;
+    let size =
+        |folder: &Path| std::fs::metadata(folder.join("model.safetensors")).map(|m| m.len()).unwrap_or(0);
     output::line(format!(
         "   {} -> {} in {:.2} s (the embedding, which is also the head, stays bf16)",
         output::bytes(size(&base)),
@@ -78,7 +80,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     heading("4  Swap tasks while the weights stay where they are")?;
     let mut session = engine.session(SessionOptions::default())?;
-    let greedy = GenerationOptions { temperature: Some(0.0), ..GenerationOptions::default() };
+    // How each task samples stands in its file; the seed makes the demonstration repeatable.
+    let options = GenerationOptions { seed: Some(1), max_tokens: Some(48), ..GenerationOptions::default() };
     let mut swaps = Vec::new();
     let (mut tokens, mut seconds) = (0, 0.0);
     for round in 0..2 {
@@ -89,9 +92,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let swap = start.elapsed().as_secs_f64() * 1e6;
             swaps.push(swap);
             session.reset();
-            output::line(format!("\n   [{} - swapped in {swap:.0} us] {prompt}", task.name))?;
+            output::line(format!("\n   [{} - swapped in {swap:.0} us] {}", task.name, prompt.trim_end()))?;
             output::piece("   > ")?;
-            let usage = print_stream(session.respond(prompt, &greedy)?)?;
+            let usage = print_stream(session.respond(prompt, &options)?)?;
             tokens += usage.output_tokens;
             seconds += usage.output_tokens as f64 / usage.decode_tokens_per_second.max(f64::MIN_POSITIVE);
         }
@@ -103,7 +106,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(prompt) = tasks.first().and_then(|(t, _)| t.description.examples.first()) {
         output::line(format!("   [no task] {prompt}"))?;
         output::piece("   > ")?;
-        print_stream(session.respond(prompt, &GenerationOptions { max_tokens: Some(24), ..greedy })?)?;
+        print_stream(session.respond(prompt, &GenerationOptions { max_tokens: Some(24), ..options })?)?;
     }
 
     swaps.sort_by(f64::total_cmp);
@@ -135,7 +138,8 @@ fn pack_tasks(adapters: &Path, base: &Path, out: &Path) -> Result<Vec<(PathBuf, 
     let recipe = calora::arch::recipe(folder.config(), folder.config_path())?;
     let ids = folder.ids()?;
     let entries = std::fs::read_dir(adapters).with_context(|| adapters.display().to_string())?;
-    let mut folders: Vec<PathBuf> = entries.collect::<Result<Vec<_>, _>>()?.into_iter().map(|e| e.path()).collect();
+    let mut folders: Vec<PathBuf> =
+        entries.collect::<Result<Vec<_>, _>>()?.into_iter().map(|e| e.path()).collect();
     folders.retain(|f| f.join("adapter_config.json").exists());
     folders.sort();
     let options = PackOptions { name: None, weights: Vec::new(), storage: BranchStorage::F16 };

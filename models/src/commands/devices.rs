@@ -13,3 +13,9 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
 }
+
+pub(crate) fn run(_: &Args) -> Result<()> {
+    let _ = json!(1);
+    let _: Option<GpuDevice> = None;
+    output::line("")
+}

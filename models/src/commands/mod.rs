@@ -91,7 +91,8 @@ impl AdapterArgs {
         let parse = |text: &String| match text.rsplit_once('=') {
             // A path may contain `=`; what exists as it stands is a path.
             Some((path, scale)) if !Path::new(text).exists() => {
-                let scale = scale.parse().with_context(|| format!("--adapter {text}: {scale:?} is no scale"))?;
+                let scale =
+                    scale.parse().with_context(|| format!("--adapter {text}: {scale:?} is no scale"))?;
                 Ok((PathBuf::from(path), scale))
             }
             _ => Ok((PathBuf::from(text), 1.0)),

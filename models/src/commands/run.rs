@@ -142,7 +142,8 @@ fn usage_json(usage: &Usage) -> serde_json::Value {
     })
 }
 
-const HELP: &str = "/task NAME  swap to a task (/task alone: none)    /tasks  list    /stats  last answer    /quit";
+const HELP: &str =
+    "/task NAME  swap to a task (/task alone: none)    /tasks  list    /stats  last answer    /quit";
 
 /// Lines until /quit or the end of input; every --adapter is a task to swap to.
 fn chat(args: &Args, engine: &Engine, adapters: Vec<(BoundAdapter, f32)>) -> Result<()> {

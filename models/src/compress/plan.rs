@@ -56,7 +56,8 @@ impl Plan {
         // Everything must be there and of the right shape before anything is written.
         folder.weights(&recipe)?;
         let paths: Vec<&str> = recipe.linears.iter().map(|l| l.path.as_str()).collect();
-        let patterns = options.ignore.iter().map(|text| ignore_pattern(text, &paths)).collect::<Result<Vec<_>>>()?;
+        let patterns =
+            options.ignore.iter().map(|text| ignore_pattern(text, &paths)).collect::<Result<Vec<_>>>()?;
         let ignore = patterns.iter().map(|text| target(text)).collect::<Result<Vec<_>>>()?;
         let main = options.scheme;
         // A group that is wrong for every width is the caller's mistake, not a reason to go per channel.
@@ -83,15 +84,24 @@ impl Plan {
             }
             let bits = if head { Bits::Int8 } else { main.bits };
             let scheme = Scheme { bits, ..main };
-            let scheme =
-                if scheme.check(spec.cols).is_ok() { scheme } else { Scheme { group: Group::Channel, ..scheme } };
+            let scheme = if scheme.check(spec.cols).is_ok() {
+                scheme
+            } else {
+                Scheme { group: Group::Channel, ..scheme }
+            };
             let module = folder.stored_path(spec).to_owned();
             let weight = folder.tensors().require(&format!("{module}.weight"))?;
             compressed.insert(weight.name.to_string());
             let range = range(&weight, spec.cols, scheme)?;
             read += weight.bytes().len() as u64;
             progress(read);
-            plan.add_linear(module, weight, (spec.rows, spec.cols), scheme, ScaleType::for_range(scheme, range));
+            plan.add_linear(
+                module,
+                weight,
+                (spec.rows, spec.cols),
+                scheme,
+                ScaleType::for_range(scheme, range),
+            );
         }
         if plan.linears.is_empty() {
             return Err(option("ignore", options.ignore.join(" "), "leaves nothing to compress"));

@@ -133,7 +133,10 @@ impl Writer {
     fn write_header(&mut self, metadata: &[(&str, String)]) -> Result<()> {
         let header = self.header(metadata);
         if header.len() != self.header_len {
-            return Err(Error::Malformed { path: self.path.clone(), reason: "metadata changed its length".into() });
+            return Err(Error::Malformed {
+                path: self.path.clone(),
+                reason: "metadata changed its length".into(),
+            });
         }
         let length = (header.len() as u64).to_le_bytes();
         let written = self.file.rewind().and_then(|()| self.file.write_all(&length));
