@@ -1,7 +1,7 @@
 //! Which device computes, and with which activations.
 
-use super::load::{ActivationChoice, DeviceChoice, EngineOptions};
 use super::DEFAULT_PREFILL_CHUNK;
+use super::load::{ActivationChoice, DeviceChoice, EngineOptions};
 use crate::cpu::{CpuDevice, CpuOptions};
 use crate::device::{Activations, Device, Model};
 use crate::error::{Error, Result};
