@@ -3,7 +3,7 @@
 //! A *source id* names an uncompressed model, a *compressed id* a compressed one; both are the same hash over the
 //! tensors (name, type, shape, bytes; sorted by name) and over the configuration fields that change the result, in a
 //! canonical form. How a folder is cut into files does not matter. Invariant: the recipe of the hash is fixed for the
-//! prefix [`VERSION`]; ids are stored in adapters.
+//! prefix `VERSION`; ids are stored in adapters.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -50,51 +50,87 @@ fn float(row: &Row<'_>, x: Floats<'_>, out: &mut [f32]) {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn float_tokens<const T: usize>(row: &Row<'_>, x: Floats<'_>, out: &mut [f32]) {
+    // Written out where an array's `map` would do: its closures are compiled without these instructions.
     match row {
+        // SAFETY: 128 bytes are readable.
         Row::F32(bytes) => accumulate::<T>(x, out, |b| {
-            with_bytes::<{ 4 * BLOCK }, _>(bytes, b, |p| {
-                // SAFETY: 128 bytes are readable.
-                [0, 32, 64, 96].map(|at| unsafe { _mm256_loadu_ps(p.add(at).cast()) })
+            with_bytes::<{ 4 * BLOCK }, _>(bytes, b, |p| unsafe {
+                let at = |i: usize| p.add(32 * i).cast();
+                [
+                    _mm256_loadu_ps(at(0)),
+                    _mm256_loadu_ps(at(1)),
+                    _mm256_loadu_ps(at(2)),
+                    _mm256_loadu_ps(at(3)),
+                ]
             })
         }),
+        // SAFETY: 64 bytes are readable.
         Row::F16(bytes) => accumulate::<T>(x, out, |b| {
-            with_bytes::<{ 2 * BLOCK }, _>(bytes, b, |p| {
-                // SAFETY: 64 bytes are readable.
-                [0, 16, 32, 48].map(|at| _mm256_cvtph_ps(unsafe { _mm_loadu_si128(p.add(at).cast()) }))
+            with_bytes::<{ 2 * BLOCK }, _>(bytes, b, |p| unsafe {
+                [f16_to_f32(p), f16_to_f32(p.add(16)), f16_to_f32(p.add(32)), f16_to_f32(p.add(48))]
             })
         }),
+        // SAFETY: 64 bytes are readable.
         Row::BF16(bytes) => accumulate::<T>(x, out, |b| {
-            with_bytes::<{ 2 * BLOCK }, _>(bytes, b, |p| {
-                [0, 16, 32, 48].map(|at| {
-                    // SAFETY: 64 bytes are readable.
-                    let half = _mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(p.add(at).cast()) });
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(half))
-                })
+            with_bytes::<{ 2 * BLOCK }, _>(bytes, b, |p| unsafe {
+                [bf16_to_f32(p), bf16_to_f32(p.add(16)), bf16_to_f32(p.add(32)), bf16_to_f32(p.add(48))]
             })
         }),
         Row::Packed(row) if row.bits == Bits::Int4 => accumulate::<T>(x, out, |b| {
             let (zero, scale) = (_mm256_set1_epi32(row.zero(b)), _mm256_set1_ps(row.scales[b]));
-            let weight = |q| _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(q, zero)), scale);
             with_bytes::<{ BLOCK / 2 }, _>(row.bytes, b, |p| {
                 // SAFETY: 16 bytes are readable.
-                let bytes =
-                    [0, 8].map(|at| _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(p.add(at).cast()) }));
-                let low = bytes.map(|q| weight(_mm256_and_si256(q, _mm256_set1_epi32(15))));
-                let high = bytes.map(|q| weight(_mm256_srli_epi32::<4>(q)));
-                [low[0], low[1], high[0], high[1]]
+                let (a, b) = unsafe { (bytes_to_i32(p), bytes_to_i32(p.add(8))) };
+                let low = _mm256_set1_epi32(15);
+                [
+                    weight(_mm256_and_si256(a, low), zero, scale),
+                    weight(_mm256_and_si256(b, low), zero, scale),
+                    weight(_mm256_srli_epi32::<4>(a), zero, scale),
+                    weight(_mm256_srli_epi32::<4>(b), zero, scale),
+                ]
             })
         }),
         Row::Packed(row) => accumulate::<T>(x, out, |b| {
             let (zero, scale) = (_mm256_set1_epi32(row.zero(b)), _mm256_set1_ps(row.scales[b]));
-            with_bytes::<BLOCK, _>(row.bytes, b, |p| {
-                [0, 8, 16, 24].map(|at| {
-                    // SAFETY: 32 bytes are readable.
-                    let q = _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(p.add(at).cast()) });
-                    _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(q, zero)), scale)
-                })
+            // SAFETY: 32 bytes are readable.
+            with_bytes::<BLOCK, _>(row.bytes, b, |p| unsafe {
+                [
+                    weight(bytes_to_i32(p), zero, scale),
+                    weight(bytes_to_i32(p.add(8)), zero, scale),
+                    weight(bytes_to_i32(p.add(16)), zero, scale),
+                    weight(bytes_to_i32(p.add(24)), zero, scale),
+                ]
             })
         }),
     }
+}
+
+/// Eight halves as floats; 16 bytes must be readable.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn f16_to_f32(p: *const u8) -> __m256 {
+    // SAFETY: the caller's.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(p.cast()) })
+}
+
+/// Eight bfloat16 as floats; 16 bytes must be readable.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn bf16_to_f32(p: *const u8) -> __m256 {
+    // SAFETY: the caller's.
+    let halves = _mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(p.cast()) });
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+}
+
+/// Eight bytes as integers; 8 bytes must be readable.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn bytes_to_i32(p: *const u8) -> __m256i {
+    // SAFETY: the caller's.
+    _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(p.cast()) })
+}
+
+/// `(q - zero) * scale`.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn weight(q: __m256i, zero: __m256i, scale: __m256) -> __m256 {
+    _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(q, zero)), scale)
 }
 
 /// Multiplies each block's 32 weights with those of `T` tokens, four registers of sums a token.
@@ -159,8 +195,8 @@ fn int_tokens<const T: usize>(row: &PackedRow<'_>, x: Ints<'_>, out: &mut [f32])
             let (a, b) = (2 * pair, 2 * pair + 1);
             let scale = _mm256_set_m128(_mm_set1_ps(scales[b]), _mm_set1_ps(scales[a]));
             // In the low 16 bits of a lane, the high ones zero: see the multiplication below.
-            let [a, b] = [zeros[a], zeros[b]].map(|zero| _mm_set1_epi32((zero - shift) & 0xffff));
-            let zero = _mm256_set_m128i(b, a);
+            let low = |zero: i32| (zero - shift) & 0xffff;
+            let zero = _mm256_set_m128i(_mm_set1_epi32(low(zeros[b])), _mm_set1_epi32(low(zeros[a])));
             for (t, sums) in sums.iter_mut().enumerate() {
                 let at = t * x.tiles + tile;
                 // SAFETY: `holds` says that the arrays hold T tokens of whole tiles.
@@ -214,8 +250,8 @@ fn int8_halves(row: &[u8], i: usize) -> [__m256i; 2] {
     with_bytes::<{ 2 * BLOCK }, _>(row, i, |p| {
         // SAFETY: 64 bytes are readable.
         let (a, b) = unsafe { (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())) };
-        let halves = [_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b)];
-        halves.map(|h| _mm256_xor_si256(h, sign))
+        let (a, b) = (_mm256_xor_si256(a, sign), _mm256_xor_si256(b, sign));
+        [_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b)]
     })
 }
 
@@ -231,9 +267,8 @@ fn int4_dot(first: __m256i, second: __m256i, x_first: __m256i, x_second: __m256i
 /// 2 * 128 * 127 = 32512.
 #[target_feature(enable = "avx2")]
 fn int8_dot(first: __m256i, second: __m256i, x_first: __m256i, x_second: __m256i) -> __m256i {
-    let [a, b] = [(first, x_first), (second, x_second)].map(|(w, x)| {
-        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-        _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
-    });
-    _mm256_add_epi32(a, b)
+    let a = _mm256_maddubs_epi16(_mm256_abs_epi8(first), _mm256_sign_epi8(x_first, first));
+    let b = _mm256_maddubs_epi16(_mm256_abs_epi8(second), _mm256_sign_epi8(x_second, second));
+    let one = _mm256_set1_epi16(1);
+    _mm256_add_epi32(_mm256_madd_epi16(a, one), _mm256_madd_epi16(b, one))
 }

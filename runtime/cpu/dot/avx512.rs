@@ -52,6 +52,7 @@ fn float(row: &Row<'_>, x: Floats<'_>, out: &mut [f32]) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
 fn float_tokens<const T: usize>(row: &Row<'_>, x: Floats<'_>, out: &mut [f32]) {
+    // Written out where an array's `map` would do: its closures are compiled without these instructions.
     match row {
         Row::F32(bytes) => accumulate::<T>(x, out, |b| {
             with_bytes::<{ 4 * BLOCK }, _>(bytes, b, |p| {
@@ -62,15 +63,15 @@ fn float_tokens<const T: usize>(row: &Row<'_>, x: Floats<'_>, out: &mut [f32]) {
         Row::F16(bytes) => accumulate::<T>(x, out, |b| {
             with_bytes::<{ 2 * BLOCK }, _>(bytes, b, |p| {
                 // SAFETY: 64 bytes are readable.
-                let halves = unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())] };
-                halves.map(|h| _mm512_cvtph_ps(h))
+                let (a, b) = unsafe { (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())) };
+                [_mm512_cvtph_ps(a), _mm512_cvtph_ps(b)]
             })
         }),
         Row::BF16(bytes) => accumulate::<T>(x, out, |b| {
             with_bytes::<{ 2 * BLOCK }, _>(bytes, b, |p| {
                 // SAFETY: 64 bytes are readable.
-                let halves = unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())] };
-                halves.map(|h| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(h))))
+                let (a, b) = unsafe { (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())) };
+                [bf16_to_f32(a), bf16_to_f32(b)]
             })
         }),
         Row::Packed(row) if row.bits == Bits::Int4 => {
@@ -84,7 +85,8 @@ fn float_tokens<const T: usize>(row: &Row<'_>, x: Floats<'_>, out: &mut [f32]) {
                 with_bytes::<{ BLOCK / 2 }, _>(row.bytes, b, |p| {
                     // SAFETY: 16 bytes are readable.
                     let bytes = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(p.cast()) });
-                    [bytes, _mm512_srli_epi32::<4>(bytes)].map(|q| _mm512_permutexvar_ps(q, meaning))
+                    let high = _mm512_srli_epi32::<4>(bytes);
+                    [_mm512_permutexvar_ps(bytes, meaning), _mm512_permutexvar_ps(high, meaning)]
                 })
             });
         }
@@ -92,14 +94,21 @@ fn float_tokens<const T: usize>(row: &Row<'_>, x: Floats<'_>, out: &mut [f32]) {
             let (zero, scale) = (_mm512_set1_epi32(row.zero(b)), _mm512_set1_ps(row.scales[b]));
             with_bytes::<BLOCK, _>(row.bytes, b, |p| {
                 // SAFETY: 32 bytes are readable.
-                let bytes = unsafe { [_mm_loadu_si128(p.cast()), _mm_loadu_si128(p.add(16).cast())] };
-                bytes.map(|q| {
-                    let q = _mm512_sub_epi32(_mm512_cvtepu8_epi32(q), zero);
-                    _mm512_mul_ps(_mm512_cvtepi32_ps(q), scale)
-                })
+                let (a, b) = unsafe { (_mm_loadu_si128(p.cast()), _mm_loadu_si128(p.add(16).cast())) };
+                [int8_to_f32(a, zero, scale), int8_to_f32(b, zero, scale)]
             })
         }),
     }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
+fn bf16_to_f32(halves: __m256i) -> __m512 {
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
+fn int8_to_f32(q: __m128i, zero: __m512i, scale: __m512) -> __m512 {
+    _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepu8_epi32(q), zero)), scale)
 }
 
 /// Multiplies each block's 32 weights with those of `T` tokens, two registers of sums a token.

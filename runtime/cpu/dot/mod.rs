@@ -162,20 +162,25 @@ impl<'a> Ints<'a> {
 pub(super) fn bytes_at<const N: usize>(row: &[u8], start: usize) -> [u8; N] {
     match row.get(start..start + N) {
         Some(whole) => std::array::from_fn(|i| whole[i]),
-        None => {
-            let rest = row.get(start..).unwrap_or_default();
-            std::array::from_fn(|i| rest.get(i).copied().unwrap_or(0))
-        }
+        None => padded(row, start),
     }
+}
+
+/// What is left of the row, with zeros: the last piece of rows of odd widths.
+#[cold]
+#[inline(never)]
+fn padded<const N: usize>(row: &[u8], start: usize) -> [u8; N] {
+    let rest = row.get(start..).unwrap_or_default();
+    std::array::from_fn(|i| rest.get(i).copied().unwrap_or(0))
 }
 
 /// Gives `load` a pointer to piece `i` of `N` bytes of the row, padded with zeros past its end.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline(always)]
-pub(super) fn with_bytes<const N: usize, R>(row: &[u8], i: usize, load: impl FnOnce(*const u8) -> R) -> R {
+pub(super) fn with_bytes<const N: usize, R>(row: &[u8], i: usize, load: impl Fn(*const u8) -> R) -> R {
     match row.get(i * N..(i + 1) * N) {
         Some(bytes) => load(bytes.as_ptr()),
-        None => load(bytes_at::<N>(row, i * N).as_ptr()),
+        None => load(padded::<N>(row, i * N).as_ptr()),
     }
 }
 

@@ -83,7 +83,8 @@ fn int4_halves(row: &[u8], b: usize) -> [int8x16_t; 2] {
     with_bytes::<{ BLOCK / 2 }, _>(row, b, |p| {
         // SAFETY: 16 bytes are readable.
         let bytes = unsafe { vld1q_u8(p) };
-        [vandq_u8(bytes, vdupq_n_u8(15)), vshrq_n_u8::<4>(bytes)].map(|h| vreinterpretq_s8_u8(h))
+        let (low, high) = (vandq_u8(bytes, vdupq_n_u8(15)), vshrq_n_u8::<4>(bytes));
+        [vreinterpretq_s8_u8(low), vreinterpretq_s8_u8(high)]
     })
 }
 
@@ -92,8 +93,9 @@ fn int4_halves(row: &[u8], b: usize) -> [int8x16_t; 2] {
 fn int8_halves(row: &[u8], b: usize) -> [int8x16_t; 2] {
     with_bytes::<BLOCK, _>(row, b, |p| {
         // SAFETY: 32 bytes are readable.
-        let halves = unsafe { [vld1q_u8(p), vld1q_u8(p.add(BLOCK / 2))] };
-        halves.map(|h| vreinterpretq_s8_u8(veorq_u8(h, vdupq_n_u8(128))))
+        let (first, second) = unsafe { (vld1q_u8(p), vld1q_u8(p.add(BLOCK / 2))) };
+        let sign = vdupq_n_u8(128);
+        [vreinterpretq_s8_u8(veorq_u8(first, sign)), vreinterpretq_s8_u8(veorq_u8(second, sign))]
     })
 }
 
