@@ -33,7 +33,8 @@ pub enum Head {
     /// It keeps its type.
     #[default]
     Keep,
-    /// Int8 in the same groups.
+    /// Int8 in the same groups. Where the head is also the embedding, only calora reads the result: transformers 5.23
+    /// looks for the shared matrix uncompressed.
     Int8,
 }
 

@@ -23,7 +23,7 @@ enum SchemeArg {
 enum HeadArg {
     /// As in the source.
     Keep,
-    /// 8 bits, in the same groups.
+    /// 8 bits, in the same groups; where head and embedding are one, only calora reads the result.
     Int8,
 }
 

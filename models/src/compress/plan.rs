@@ -149,7 +149,7 @@ impl Plan {
         self.linears.push(linear);
     }
 
-    /// The main scheme targets the class, every other its modules by path, which take precedence.
+    /// The main scheme targets the class, every other its modules by path; paths take precedence over classes.
     fn quantization_config(&self, main: Scheme, head: Head, ignore: &[String]) -> Value {
         let mut others: Vec<(Scheme, Vec<String>)> = Vec::new();
         for linear in self.linears.iter().filter(|l| l.scheme != main || l.module.ends_with("embed_tokens")) {
@@ -158,7 +158,9 @@ impl Plan {
                 None => others.push((linear.scheme, vec![linear.module.clone()])),
             }
         }
-        let groups = std::iter::once((main, vec!["Linear".to_owned()])).chain(others).enumerate();
+        // Last, because compressed-tensors warns of a path that stands after the class which it belongs to.
+        others.push((main, vec!["Linear".to_owned()]));
+        let groups = others.into_iter().enumerate();
         let groups: serde_json::Map<String, Value> = groups
             .map(|(i, (scheme, targets))| (format!("group_{i}"), group_config(scheme, &targets)))
             .collect();
