@@ -3,22 +3,26 @@
 //! A cheap handle: clones share everything. It puts parts together and owns no algorithm; [`load`] makes the parts from a
 //! model folder, [`crate::session`] runs conversations.
 
+mod device;
 pub mod load;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
 pub use load::{ActivationChoice, DeviceChoice, EngineOptions};
 
-use crate::adapter::Tail;
+use crate::adapter::{Coverage, Tail, TaskAdapter};
 use crate::arch::{ModelShape, Recipe};
 use crate::device::{Device, DeviceInfo, DeviceMemory, Model};
 use crate::error::{Error, Result};
 pub use crate::session::{BoundAdapter, ResidentAdapter};
-use crate::session::{GenerationOptions, Session, SessionOptions, shared::Shared, stop::end_of_turn_ids};
+use crate::session::{
+    GenerationOptions, Session, SessionOptions, TaskDefaults, shared::Shared, stop::end_of_turn_ids,
+};
 use crate::text::{Tokenizer, TokenizerConfig};
+use crate::weights::{BaseIds, ModelFolder};
 
 /// Positions of a session's cache unless asked otherwise: a model made for 131,072 would fill a phone with one cache.
 pub const DEFAULT_CONTEXT: usize = 4096;
@@ -34,10 +38,8 @@ pub struct EngineParts {
     pub device: Box<dyn Device>,
     /// The model's folder, for errors.
     pub folder: PathBuf,
-    /// Content id of the uncompressed model, where known.
-    pub source_id: Option<String>,
-    /// Content id of the compressed model, if it is one.
-    pub compressed_id: Option<String>,
+    /// The opened folder, asked for the model's ids when an adapter is bound to one; none for generated weights.
+    pub files: Option<ModelFolder>,
     /// How the weights are stored, for people: `int4 g32`, `bf16`.
     pub scheme: String,
     /// Absent where the folder has no tokenizer: then only token ids go in and out.
@@ -65,10 +67,6 @@ pub struct ModelInfo {
     pub shape: ModelShape,
     /// How the weights are stored, for people.
     pub scheme: String,
-    /// Content id of the uncompressed model, where known.
-    pub source_id: Option<String>,
-    /// Content id of the compressed model, if it is one.
-    pub compressed_id: Option<String>,
     /// Positions of a session's cache.
     pub context_size: usize,
     /// Whether text can go in and out.
@@ -85,6 +83,7 @@ pub struct Engine {
     shared: Arc<Shared>,
     info: Arc<ModelInfo>,
     device: Arc<DeviceInfo>,
+    files: Arc<Option<ModelFolder>>,
 }
 
 impl Engine {
@@ -108,8 +107,6 @@ impl Engine {
             architecture: parts.model.recipe.architecture.clone(),
             shape: shape.clone(),
             scheme: parts.scheme,
-            source_id: parts.source_id,
-            compressed_id: parts.compressed_id,
             context_size,
             has_tokenizer: parts.tokenizer.is_some(),
             has_chat_template: parts.tokenizer_config.chat_template.is_some(),
@@ -127,7 +124,8 @@ impl Engine {
             prefill_chunk,
             residents: Mutex::default(),
         };
-        Ok(Self { shared: Arc::new(shared), info: Arc::new(info), device: Arc::new(device) })
+        let files = Arc::new(parts.files);
+        Ok(Self { shared: Arc::new(shared), info: Arc::new(info), device: Arc::new(device), files })
     }
 
     /// A new conversation with a KV cache of its own.
@@ -137,7 +135,29 @@ impl Engine {
 
     /// Names branches that were bound to this engine's recipe; shapes are checked when they become resident.
     pub fn adapter(&self, name: impl Into<String>, tail: Tail) -> BoundAdapter {
-        BoundAdapter::new(name.into(), tail)
+        BoundAdapter::new(name.into(), tail, TaskDefaults::default())
+    }
+
+    /// Opens a task file or PEFT folder and binds it to this model: headers are read, tensors stay in the file.
+    ///
+    /// Refuses an adapter of another base, one that touches nothing, and whatever would change its meaning.
+    pub fn open_adapter(&self, path: impl AsRef<Path>) -> Result<BoundAdapter> {
+        Ok(self.bind_adapter(&TaskAdapter::open(path)?)?.0)
+    }
+
+    /// Binds an opened adapter to this model, with a report of what it touches.
+    pub fn bind_adapter(&self, adapter: &TaskAdapter) -> Result<(BoundAdapter, Coverage)> {
+        let info = adapter.info();
+        // Only an adapter that names its base makes a foreign folder compute its ids, which reads all its weights.
+        let ids = if info.base.is_some() { self.ids()? } else { BaseIds::default() };
+        let (tail, coverage) = adapter.bind(self.recipe(), &ids)?;
+        let bound = BoundAdapter::new(info.name.clone(), tail, TaskDefaults::read(info)?);
+        Ok((bound, coverage))
+    }
+
+    /// The content ids that adapters are bound to: recorded in the folder, or computed from its weights and kept there.
+    pub fn ids(&self) -> Result<BaseIds> {
+        self.files.as_ref().as_ref().map_or_else(|| Ok(BaseIds::default()), ModelFolder::ids)
     }
 
     /// Makes adapters resident ahead of time and keeps them so while the result lives: switching a session to the same

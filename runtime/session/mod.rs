@@ -12,17 +12,19 @@ pub mod sampler;
 pub(crate) mod shared;
 pub mod stop;
 mod stream;
+mod task;
 
 pub use options::{FinishReason, GenerationOptions, Response, ResponseChunk, Usage};
 pub use resident::{BoundAdapter, ResidentAdapter};
 pub use stream::{CancelHandle, ResponseStream};
+pub use task::TaskDefaults;
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use crate::device::{Answer, Want};
 use crate::error::{Error, Result};
-use crate::text::chat::Context;
+use crate::text::chat::{ChatTemplate, Context};
 use crate::text::{Message, Role};
 use cache::Cache;
 use shared::Shared;
@@ -176,13 +178,13 @@ impl Session {
 
     /// The tokens of the transcript with a new prompt at its end; `open` adds what opens the model's turn.
     fn prompt_tokens(&self, prompt: &str, open: bool) -> Result<Vec<u32>> {
-        if self.shared.tokenizer_config.chat_template.is_some() {
+        if self.chat_template().is_some() {
             let user = Message::new(Role::User, prompt);
             return self.template_tokens(&[self.messages.as_slice(), &[user]].concat(), open);
         }
         let tokenizer = self.shared.tokenizer()?;
         if self.tokens.is_empty() {
-            let instructions = self.instructions.as_deref().unwrap_or_default();
+            let instructions = self.instructions().unwrap_or_default();
             return tokenizer.encode(&format!("{instructions}{prompt}"));
         }
         Ok([self.tokens.as_slice(), &tokenizer.encode_plain(prompt)?].concat())
@@ -191,10 +193,10 @@ impl Session {
     /// The tokens of a conversation by the chat template.
     fn template_tokens(&self, messages: &[Message], open: bool) -> Result<Vec<u32>> {
         let tokenizer = self.shared.tokenizer()?;
-        let Some(template) = self.shared.tokenizer_config.chat_template.as_ref() else {
+        let Some(template) = self.chat_template() else {
             return Err(Error::ChatTemplate { reason: "this model has none".into() });
         };
-        let system = self.instructions.iter().map(|text| Message::new(Role::System, text.as_str()));
+        let system = self.instructions().map(|text| Message::new(Role::System, text)).into_iter();
         let messages: Vec<Message> = system.chain(messages.iter().cloned()).collect();
         let config = &self.shared.tokenizer_config;
         let text = template.render(
@@ -208,6 +210,29 @@ impl Session {
         )?;
         // The template spells its own BOS.
         tokenizer.encode_plain(&text)
+    }
+
+    /// The tasks in use, in the order they were attached.
+    fn tasks(&self) -> impl Iterator<Item = &TaskDefaults> {
+        self.adapters.iter().flat_map(|resident| resident.adapters()).map(|(adapter, _)| adapter.task())
+    }
+
+    /// The first attached task's template, else the model's.
+    fn chat_template(&self) -> Option<&ChatTemplate> {
+        let task = self.tasks().find_map(|task| task.chat_template.as_ref());
+        task.or(self.shared.tokenizer_config.chat_template.as_ref())
+    }
+
+    /// The session's own instructions, else the first attached task's.
+    fn instructions(&self) -> Option<&str> {
+        let task = || self.tasks().find_map(|task| task.instructions.as_deref());
+        self.instructions.as_deref().or_else(task)
+    }
+
+    /// A request's options over the session's, the tasks', and the model's defaults.
+    fn options(&self, request: &GenerationOptions) -> GenerationOptions {
+        let mine = request.or(&self.defaults);
+        self.tasks().fold(mine, |options, task| options.or(&task.options)).or(&self.shared.defaults)
     }
 
     /// Refuses what no device could run, before anything is computed.

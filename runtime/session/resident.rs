@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::shared::Shared;
+use super::task::TaskDefaults;
 use crate::adapter::Tail;
 use crate::device::{CacheId, TailId};
 use crate::error::Result;
@@ -22,13 +23,14 @@ struct Bound {
     name: String,
     id: u64,
     tail: Tail,
+    task: TaskDefaults,
 }
 
 impl BoundAdapter {
     /// Names a tail; every call gives an adapter of its own, even for equal tails.
-    pub(crate) fn new(name: String, tail: Tail) -> Self {
+    pub(crate) fn new(name: String, tail: Tail, task: TaskDefaults) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self(Arc::new(Bound { name, id: NEXT.fetch_add(1, Ordering::Relaxed), tail }))
+        Self(Arc::new(Bound { name, id: NEXT.fetch_add(1, Ordering::Relaxed), tail, task }))
     }
 
     /// The task's name.
@@ -39,6 +41,11 @@ impl BoundAdapter {
     /// The branches.
     pub fn tail(&self) -> &Tail {
         &self.0.tail
+    }
+
+    /// What the task brings besides its branches.
+    pub fn task(&self) -> &TaskDefaults {
+        &self.0.task
     }
 
     pub(crate) fn id(&self) -> u64 {

@@ -85,7 +85,7 @@ impl<'s> ResponseStream<'s> {
     ) -> Result<Self> {
         session.check_prompt(&tokens)?;
         let shared = &session.shared;
-        let options = options.or(&session.defaults).or(&shared.defaults);
+        let options = session.options(options);
         let sampler = Sampler::new(&options)?;
         let decoder = match shared.tokenizer() {
             Ok(tokenizer) => Some(TextStream::new(tokenizer.clone(), tokens.last().copied())?),
