@@ -16,6 +16,9 @@ pub(crate) struct Params {
     pub(crate) pad: [u32; 3],
 }
 
+/// Lanes on GPUs: one workgroup walks the whole vocabulary.
+pub(crate) const GPU_WORKGROUP: u32 = 256;
+
 pub(crate) const GROUPS: Groups = [None, None, Some(&[Binding::Params, Binding::Read, Binding::Write])];
 
 impl Argmax {

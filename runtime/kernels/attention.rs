@@ -49,11 +49,11 @@ pub(crate) struct CombineParams {
     pub(crate) pad: [u32; 3],
 }
 
-pub(crate) const GROUPS: Groups = [
-    None,
-    None,
-    Some(&[Binding::Params, Binding::Read, Binding::Read, Binding::Read, Binding::Read, Binding::Write]),
-];
+/// Group 2: parameters, query, angles, the cache's two buffers, the output.
+pub(crate) const BINDINGS: &[Binding] =
+    &[Binding::Params, Binding::Read, Binding::Read, Binding::Read, Binding::Read, Binding::Write];
+
+pub(crate) const GROUPS: Groups = [None, None, Some(BINDINGS)];
 
 pub(crate) const COMBINE_GROUPS: Groups =
     [None, None, Some(&[Binding::Params, Binding::Read, Binding::Write])];

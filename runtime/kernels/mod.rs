@@ -14,7 +14,7 @@ pub(crate) mod rope;
 pub(crate) mod shrink;
 
 pub use caps::{Caps, Family};
-pub(crate) use caps::{Reduce, Width};
+pub(crate) use caps::Width;
 
 /// Four bind groups at most; group 0 is the base model, group 1 the adapter, group 2 parameters and activations.
 pub(crate) type Groups = [Option<&'static [Binding]>; 3];
@@ -128,6 +128,7 @@ impl Kernel {
             all.push(Self::Combine(attention::Combine { workgroup: width.workgroup }));
             all.push(Self::Argmax(argmax::Argmax { workgroup: width.workgroup }));
         }
+        all.push(Self::Argmax(argmax::Argmax { workgroup: argmax::GPU_WORKGROUP }));
         let mut seen = std::collections::HashSet::new();
         all.retain(|kernel| seen.insert(*kernel));
         all

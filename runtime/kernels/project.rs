@@ -143,6 +143,9 @@ pub(crate) struct Params {
 /// The most tokens that the decode kernel of GPUs takes: below a tile's fill the reads of weights decide.
 const SPLIT_MATVEC_TOKENS: usize = 4;
 
+/// Group 1: up, inner.
+pub(crate) const ADAPTER: &[Binding] = &[Binding::Read, Binding::Read];
+
 impl Shape {
     /// The kernel for `tokens` input rows.
     pub(crate) fn choose(family: Family, tokens: usize) -> Self {
@@ -156,6 +159,14 @@ impl Shape {
 }
 
 impl Project {
+    /// Kernels that never reduce are the same for every reduction.
+    pub(crate) fn tidy(mut self) -> Self {
+        if self.shape != Shape::MatvecSplit {
+            self.width.reduce = Reduce::Tree;
+        }
+        self
+    }
+
     /// Workgroups for `rows` output rows and `tokens` input rows.
     pub(crate) fn grid(&self, rows: usize, tokens: usize) -> [u32; 3] {
         let lane_rows = 4 * self.width.workgroup as usize;
@@ -168,9 +179,8 @@ impl Project {
     }
 
     pub(crate) fn groups(&self) -> Groups {
-        const TAIL: &[Binding] = &[Binding::Read, Binding::Read];
         const ACTIVATIONS: &[Binding] = &[Binding::Params, Binding::Read, Binding::Write];
-        [Some(MATRIX), self.tail.map(|_| TAIL), Some(ACTIVATIONS)]
+        [Some(MATRIX), self.tail.map(|_| ADAPTER), Some(ACTIVATIONS)]
     }
 
     pub(crate) fn name(&self) -> String {

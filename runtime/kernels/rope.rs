@@ -24,11 +24,11 @@ pub(crate) struct Params {
     pub(crate) pad: u32,
 }
 
-pub(crate) const GROUPS: Groups = [
-    None,
-    None,
-    Some(&[Binding::Params, Binding::Read, Binding::Read, Binding::Read, Binding::Write, Binding::Write]),
-];
+/// Group 2: parameters, key, value, angles, and the cache's two buffers.
+pub(crate) const BINDINGS: &[Binding] =
+    &[Binding::Params, Binding::Read, Binding::Read, Binding::Read, Binding::Write, Binding::Write];
+
+pub(crate) const GROUPS: Groups = [None, None, Some(BINDINGS)];
 
 impl Rope {
     pub(crate) fn grid(&self, tokens: usize, kv_heads: usize, chunks: usize) -> [u32; 3] {

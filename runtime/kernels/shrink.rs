@@ -21,11 +21,10 @@ pub(crate) struct Params {
     pub(crate) pad: u32,
 }
 
-pub(crate) const GROUPS: Groups = [
-    None,
-    Some(&[Binding::Read, Binding::Read, Binding::Write]),
-    Some(&[Binding::Params, Binding::Read]),
-];
+/// Group 1: down, factors, inner.
+pub(crate) const ADAPTER: &[Binding] = &[Binding::Read, Binding::Read, Binding::Write];
+
+pub(crate) const GROUPS: Groups = [None, Some(ADAPTER), Some(&[Binding::Params, Binding::Read])];
 
 impl Shrink {
     /// Workgroups for `rows` ranks (a multiple of 4) of `tokens` input rows.
