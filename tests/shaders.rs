@@ -27,7 +27,9 @@ fn expect<T, E: std::fmt::Display>(backend: &str, name: &str, result: Result<T, 
     match (result, known) {
         (Ok(_), None) | (Err(_), Some(_)) => {}
         (Err(error), None) => panic!("{backend} of {name}: {error}"),
-        (Ok(_), Some((_, why))) => panic!("{backend} of {name} works now, although: {why}; shorten the table"),
+        (Ok(_), Some((_, why))) => {
+            panic!("{backend} of {name} works now, although: {why}; shorten the table")
+        }
     }
 }
 
@@ -55,7 +57,8 @@ fn every_combination_validates_and_translates() {
 
         let options = spv::Options::default();
         expect("SPIR-V", &shader.name, spv::write_vec(&module, &info, &options, None), &[]);
-        let options = msl::Options { lang_version: (3, 0), fake_missing_bindings: true, ..Default::default() };
+        let options =
+            msl::Options { lang_version: (3, 0), fake_missing_bindings: true, ..Default::default() };
         let pipeline = msl::PipelineOptions::default();
         expect("MSL", &shader.name, msl::write_string(&module, &info, &options, &pipeline), MSL_CANNOT);
         let mut text = String::new();

@@ -44,17 +44,18 @@ impl GpuCache {
             let what = format!("a layer's cache of {positions} positions");
             let (keys, values) = (context.storage(&what, bytes)?, context.storage(&what, bytes)?);
             this.bytes += keys.size() + values.size();
-            let mut bind = |bindings: &'static [Binding], places: &[Place], cache: [&wgpu::Buffer; 2], out| {
-                let mut buffers = Vec::new();
-                for place in places {
-                    buffers.push(scratch.buffer(*place).ok_or_else(|| missing(*place))?);
-                }
-                buffers.extend(cache);
-                if let Some(out) = out {
-                    buffers.push(scratch.buffer(out).ok_or_else(|| missing(out))?);
-                }
-                pipelines.bind(context, bindings, &buffers)
-            };
+            let mut bind =
+                |bindings: &'static [Binding], places: &[Place], cache: [&wgpu::Buffer; 2], out| {
+                    let mut buffers = Vec::new();
+                    for place in places {
+                        buffers.push(scratch.buffer(*place).ok_or_else(|| missing(*place))?);
+                    }
+                    buffers.extend(cache);
+                    if let Some(out) = out {
+                        buffers.push(scratch.buffer(out).ok_or_else(|| missing(out))?);
+                    }
+                    pipelines.bind(context, bindings, &buffers)
+                };
             let cache = [&keys, &values];
             let appended = [Place::Params, Place::Slot(Slot::Key), Place::Slot(Slot::Value), Place::Angles];
             let read = [Place::Params, Place::Slot(Slot::Query), Place::Angles];

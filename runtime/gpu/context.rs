@@ -31,7 +31,8 @@ impl Context {
         let reports = Arc::new(Mutex::new(Reports::default()));
         let lost = Arc::clone(&reports);
         device.set_device_lost_callback(move |reason, message| {
-            let text = if message.is_empty() { format!("{reason:?}") } else { format!("{reason:?}: {message}") };
+            let text =
+                if message.is_empty() { format!("{reason:?}") } else { format!("{reason:?}: {message}") };
             lost.lock().unwrap_or_else(PoisonError::into_inner).lost.get_or_insert(text);
         });
         let uncaptured = Arc::clone(&reports);

@@ -68,7 +68,8 @@ impl GpuMatrix {
         let padded = blocks * bytes_per_block(kind.weights);
         let name = tensor.name.to_string();
         let per_part = rows_per_part(caps, matrix.rows, padded.max(groups * 4), &name)?;
-        let mut this = Self { kind, cols: matrix.cols, blocks, groups, group_blocks, parts: Vec::new(), bytes: 0 };
+        let mut this =
+            Self { kind, cols: matrix.cols, blocks, groups, group_blocks, parts: Vec::new(), bytes: 0 };
         for first in (0..matrix.rows).step_by(per_part) {
             let rows = first..(first + per_part).min(matrix.rows);
             let weights = context.storage(&name, (rows.len() * padded) as u64)?;

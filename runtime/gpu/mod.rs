@@ -239,7 +239,12 @@ impl GpuDevice {
     }
 
     /// Records everything before the logits.
-    fn record_body(&mut self, recording: &mut Recording, pass: &Forward<'_>, tail: Option<&GpuTail>) -> Result<()> {
+    fn record_body(
+        &mut self,
+        recording: &mut Recording,
+        pass: &Forward<'_>,
+        tail: Option<&GpuTail>,
+    ) -> Result<()> {
         let recipe = self.model.recipe.clone();
         for (step, kind) in recipe.steps.iter().enumerate() {
             match kind {
@@ -375,8 +380,7 @@ impl Device for GpuDevice {
     fn create_cache(&mut self, positions: usize) -> Result<CacheId> {
         let half = self.info.activations == Activations::Int8;
         let shape = &self.model.recipe.shape;
-        let cache =
-            GpuCache::new(&self.context, &mut self.pipelines, &self.scratch, shape, positions, half)?;
+        let cache = GpuCache::new(&self.context, &mut self.pipelines, &self.scratch, shape, positions, half)?;
         let id = CacheId(self.new_id());
         self.caches.insert(id, cache);
         Ok(id)
@@ -394,8 +398,7 @@ impl Device for GpuDevice {
             max_tokens: self.info.max_tokens,
         };
         let (context, recipe) = (&self.context, &self.model.recipe);
-        let resident =
-            GpuTail::upload(context, &mut self.pipelines, recipe, &self.matrices, tail, &options)?;
+        let resident = GpuTail::upload(context, &mut self.pipelines, recipe, &self.matrices, tail, &options)?;
         let id = TailId(self.new_id());
         self.tails.insert(id, resident);
         Ok(id)
@@ -443,7 +446,8 @@ fn check_model(model: &Model) -> Result<()> {
     }
     let dim = recipe.shape.head_dim;
     if dim > MAX_DIM || !dim.is_multiple_of(2) {
-        let reason = format!("heads of {dim} elements; even sizes up to {MAX_DIM} are supported, the CPU takes any");
+        let reason =
+            format!("heads of {dim} elements; even sizes up to {MAX_DIM} are supported, the CPU takes any");
         return Err(Error::NoDevice { wanted: "gpu".into(), reason });
     }
     Ok(())

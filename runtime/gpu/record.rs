@@ -158,8 +158,12 @@ impl GpuDevice {
         if let (Some(tail), Some(kind)) = (tail, tail_kind) {
             let kernel = shrink::Shrink { width: self.width, tail: kind };
             let blocks = self.matrices[self.matrix_of(p.linears[0])].blocks;
-            let params =
-                shrink::Params { rows: tail.ranks as u32, blocks: blocks as u32, x_row: x_row as u32, pad: 0 };
+            let params = shrink::Params {
+                rows: tail.ranks as u32,
+                blocks: blocks as u32,
+                x_row: x_row as u32,
+                pad: 0,
+            };
             let grid = shrink::Shrink::grid(tail.ranks, p.tokens);
             let adapter = [None, Some(tail.shrink.clone())];
             self.dispatch(recording, Kernel::Shrink(kernel), adapter, &[Place::Params, x], &params, grid)?;
@@ -282,7 +286,8 @@ impl GpuDevice {
         let unknown = || Error::option("layer", layer, "the cache has no such layer");
         let cache = self.caches.get(&pass.cache).ok_or_else(unknown)?;
         let groups = cache.layers.get(layer).ok_or_else(unknown)?;
-        let (rope_group, whole, spans_group) = (groups.rope.clone(), groups.whole.clone(), groups.spans.clone());
+        let (rope_group, whole, spans_group) =
+            (groups.rope.clone(), groups.whole.clone(), groups.spans.clone());
         let capacity = cache.capacity as u32;
 
         let kernel = rope::Rope { workgroup: self.width.workgroup, half };
@@ -326,7 +331,8 @@ impl GpuDevice {
             scale: (1.0 / (dim as f64).sqrt()) as f32,
             pad: [0; 3],
         };
-        let pipeline = self.pipelines.get(&self.context, Kernel::Attention(Attention { width: self.width, half }))?;
+        let pipeline =
+            self.pipelines.get(&self.context, Kernel::Attention(Attention { width: self.width, half }))?;
         let grid = Attention::grid(tokens, group, shape.kv_heads, spans.count);
         let out = if partly { spans_group } else { whole };
         recording.push(pipeline, [None, None, Some(out)], &params, grid);

@@ -154,10 +154,7 @@ fn most_dispatches(recipe: &Recipe, matrices: &[GpuMatrix]) -> usize {
         Step::Embed { table } => matrices[table.0].parts.len(),
         // Two orders of rounding, one shrink, the linears.
         Step::Project { linears, .. } => {
-            3 + linears
-                .iter()
-                .map(|id| matrices[recipe.linears[id.0].matrix.0].parts.len())
-                .sum::<usize>()
+            3 + linears.iter().map(|id| matrices[recipe.linears[id.0].matrix.0].parts.len()).sum::<usize>()
         }
         Step::Attend { .. } => 3,
     };

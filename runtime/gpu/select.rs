@@ -151,11 +151,9 @@ pub(super) fn open(choice: &GpuChoice) -> Result<Opened> {
         required_limits: limits,
         ..Default::default()
     };
-    let (device, queue) =
-        pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| Error::NoDevice {
-            wanted: "gpu".into(),
-            reason: format!("{} refused to open: {e}", info.name),
-        })?;
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| {
+        Error::NoDevice { wanted: "gpu".into(), reason: format!("{} refused to open: {e}", info.name) }
+    })?;
     let context = Context::new(device, queue);
     let has_subgroups = features.contains(wgpu::Features::SUBGROUP);
     let caps = Caps {

@@ -71,7 +71,8 @@ impl GpuTail {
                 _ => &[],
             })
             .collect();
-        let ranks = |linears: &[LinearId]| -> usize { linears.iter().map(|id| padded_rank(branches(id))).sum() };
+        let ranks =
+            |linears: &[LinearId]| -> usize { linears.iter().map(|id| padded_rank(branches(id))).sum() };
         let widest = steps.iter().map(|linears| ranks(linears)).max().unwrap_or(0);
         let inner = context.storage("an adapter's inner values", (options.max_tokens * widest * 4) as u64)?;
         let mut this = Self { kind, steps: Vec::new(), bytes: inner.size() };

@@ -13,8 +13,8 @@ pub(crate) mod project;
 pub(crate) mod rope;
 pub(crate) mod shrink;
 
-pub use caps::{Caps, Family};
 pub(crate) use caps::Width;
+pub use caps::{Caps, Family};
 
 /// Four bind groups at most; group 0 is the base model, group 1 the adapter, group 2 parameters and activations.
 pub(crate) type Groups = [Option<&'static [Binding]>; 3];
