@@ -75,7 +75,7 @@ fn int(row: &PackedRow<'_>, x: Ints<'_>, out: &mut [f32]) {
             for (t, sums) in sums[..out.len()].iter_mut().enumerate() {
                 let at = t * x.tiles + tile;
                 let values = &x.values[at * TILE_WEIGHTS..][..TILE_WEIGHTS];
-                for n in 0..LANES {
+                for (n, sum) in sums.iter_mut().enumerate() {
                     let lane = at * LANES + n;
                     let block = tile * TILE + n / TILE;
                     let mut dot = 0;
@@ -84,7 +84,7 @@ fn int(row: &PackedRow<'_>, x: Ints<'_>, out: &mut [f32]) {
                         dot += i32::from(halves[1][i]) * i32::from(values[TILE_WEIGHTS / 2 + i]);
                     }
                     dot -= row.zero(block) * x.sums[lane];
-                    sums[n] += (row.scales[block] * x.scales[lane]) * dot as f32;
+                    *sum += (row.scales[block] * x.scales[lane]) * dot as f32;
                 }
             }
         }
