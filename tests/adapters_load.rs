@@ -93,6 +93,14 @@ fn what_would_change_the_meaning_is_refused_by_name() {
         ("peft_type", json!("IA3")),
         ("init_lora_weights", json!("pissa_niter_16")),
         ("init_lora_weights", json!("olora")),
+        ("init_lora_weights", json!("corda")),
+        ("init_lora_weights", json!("loftq")),
+        ("init_lora_weights", json!("lora_ga")),
+        ("init_lora_weights", json!("an_initialisation_of_2031")),
+        ("bias", json!(true)),
+        ("use_qalora", json!(true)),
+        ("use_bdlora", json!({"nblocks": 2})),
+        ("alora_invocation_tokens", json!([5])),
         ("trainable_token_indices", json!([1, 2])),
         ("layer_replication", json!([[0, 1]])),
         ("target_parameters", json!(["experts.w"])),
@@ -121,8 +129,18 @@ fn configuration_and_tensors_must_agree() {
         ("r", json!(5), "rank"),
         ("target_modules", json!(["gate_proj"]), "target_modules"),
         ("target_modules", json!(".*\\.mlp\\..*"), "target_modules"),
-        ("target_modules", json!("(?<=x)y"), "pattern"),
-        ("lora_alpha", json!(-1), "lora_alpha"),
+        ("target_modules", json!(7), "target_modules"),
+        ("target_modules", json!(["q_proj", 7]), "target_modules"),
+        ("rank_pattern", json!({"(?<=x)y": 2}), "look-around"),
+        ("rank_pattern", json!({"q_proj": 0}), "rank_pattern"),
+        ("rank_pattern", json!([4]), "rank_pattern"),
+        ("alpha_pattern", json!({"q_proj": "8"}), "alpha_pattern"),
+        ("r", json!(4.5), "whole number"),
+        ("r", json!(-4), "whole number"),
+        ("lora_alpha", json!("8"), "lora_alpha"),
+        ("lora_alpha", json!(1e300), "out of range"),
+        ("use_rslora", json!("yes"), "use_rslora"),
+        ("layers_to_transform", json!(["0"]), "layers_to_transform"),
         ("exclude_modules", json!(["q_proj"]), "target_modules"),
         ("layers_to_transform", json!([0]), "target_modules"),
     ] {
@@ -248,8 +266,80 @@ fn coverage_reads_well() {
     assert_eq!(coverage.untouched.len(), 22 - 6);
     assert_eq!(coverage.bytes, tail.byte_len());
     let text = coverage.to_string();
-    assert!(text.contains("6 of 22 linears") && text.contains("model.layers.2.self_attn.v_proj"), "{text}");
-    assert!(text.contains("carries no id"), "{text}");
+    assert!(text.contains("6 of 22 linears") && text.contains("carries no id"), "{text}");
+    let line = |name: &str| text.lines().find(|l| l.trim_start().starts_with(name)).unwrap();
+    assert!(line("q_proj").contains("3 of 3") && line("q_proj").contains("r4 x2"), "{text}");
+    assert!(line("lm_head").contains("0 of 1"), "{text}");
+    assert!(!text.contains("warning"), "{text}");
+    // Both kinds, with ranks that differ from layer to layer.
+    let adapter = TaskAdapter::open(golden("gqa/recovery/ranks.safetensors")).unwrap();
+    let text = adapter.bind(&recipe("gqa"), &BaseIds::default()).unwrap().1.to_string();
+    assert!(text.contains("r2..4 x") && text.contains("3 of 3"), "{text}");
+}
+
+/// An adapter as PEFT initialises it: legal, and reported.
+#[test]
+fn an_untrained_adapter_says_that_it_does_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("task.safetensors");
+    let (recipe, mut modules) = (recipe("gqa"), modules(&mut Random(3)));
+    let check = |modules: &BTreeMap<String, Vec<Branch>>, idle: usize, word: &str| {
+        for storage in [BranchStorage::F16, BranchStorage::Int8] {
+            write_task_file(&path, &AdapterInfo::default(), None, modules, storage).unwrap();
+            let (_, coverage) = TaskAdapter::open(&path).unwrap().bind(&recipe, &BaseIds::default()).unwrap();
+            assert_eq!((coverage.idle.len(), coverage.does_nothing()), (idle, idle == 2), "{coverage}");
+            assert!(coverage.to_string().contains(word), "{coverage}");
+        }
+    };
+    check(&modules, 0, "2 of 22");
+    for (at, list) in modules.clone().into_values().enumerate() {
+        let zeroed = list.into_iter().map(|mut b| {
+            let (rows, rank) = b.up.shape();
+            b.up = LowRank::Float(float_tensor("B", DType::F32, &[rows, rank], &vec![-0.0; rows * rank]));
+            b
+        });
+        *modules.values_mut().nth(at).unwrap() = zeroed.collect();
+        check(&modules, at + 1, if at == 0 { "1 linears are zero" } else { "does nothing" });
+    }
+}
+
+#[test]
+fn a_task_file_replaces_no_other_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    std::fs::copy(golden("gqa/model.safetensors"), &path).unwrap();
+    let before = std::fs::read(&path).unwrap();
+    let write = || {
+        write_task_file(&path, &AdapterInfo::default(), None, &modules(&mut Random(4)), BranchStorage::F16)
+    };
+    let error = write().unwrap_err();
+    assert!(error.to_string().contains("no task file"), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+    std::fs::remove_file(&path).unwrap();
+    write().unwrap();
+    write().unwrap();
+}
+
+/// A part of the model's names are fused ones: named, and not attached in part.
+#[test]
+fn fused_projections_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("task.safetensors");
+    let mut modules = modules(&mut Random(5));
+    let bind = |modules: &BTreeMap<String, Vec<Branch>>| {
+        write_task_file(&path, &AdapterInfo::default(), None, modules, BranchStorage::F16).unwrap();
+        TaskAdapter::open(&path).unwrap().bind(&recipe("gqa"), &BaseIds::default()).unwrap_err()
+    };
+    let branches = modules["model.layers.0.self_attn.q_proj"].clone();
+    modules.insert("model.layers.0.self_attn.qkv_proj".into(), branches.clone());
+    let error = bind(&modules);
+    assert!(matches!(error, Error::UnsupportedAdapter { .. }), "{error}");
+    assert!(error.to_string().contains("fused projection qkv_proj"), "{error}");
+    let error = bind(&BTreeMap::from([("model.layers.0.mlp.gate_up_proj".to_owned(), branches)]));
+    assert!(matches!(error, Error::AdapterTouchesNothing { .. }), "{error}");
+    assert!(error.to_string().contains("gate_up_proj: such a linear joins several"), "{error}");
+    let error = bind(&BTreeMap::new());
+    assert!(matches!(error, Error::AdapterTouchesNothing { .. }), "{error}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use calora::adapter::{Tail, TaskAdapter};
 use calora::arch;
 use calora::cpu::{CpuDevice, CpuOptions};
 use calora::device::{Activations, Answer, Device, Forward, Model, Want};
-use calora::gpu::{GpuDevice, GpuOptions};
+use calora::gpu::{CapsMask, GpuChoice, GpuDevice, GpuOptions};
 use calora::weights::{ModelFolder, SafetensorsFile};
 use common::nmse;
 use serde_json::{Value, json};
@@ -53,7 +53,12 @@ fn cpu(model: &Model) -> Box<dyn Device> {
 }
 
 fn gpu(model: &Model) -> Box<dyn Device> {
-    let options = GpuOptions { activations: Activations::F32, ..GpuOptions::any() };
+    let options = GpuOptions {
+        activations: Activations::F32,
+        max_tokens: 64,
+        choice: GpuChoice::Any,
+        mask: CapsMask::default(),
+    };
     Box::new(GpuDevice::new(model, options).unwrap())
 }
 

@@ -60,7 +60,8 @@ pub struct PackOptions {
 
 /// Packs adapters for a base into `out`; several become one whose effect is their weighted sum: their ranks concatenate.
 ///
-/// The file is bound to the base's source id where it has one, so that it runs on every compression of that source.
+/// The file is bound to the base's source id, so that it runs on every compression of that source. A compressed model
+/// that does not know its source gives its compressed id: the file then runs on that model alone.
 pub fn pack(
     adapters: &[TaskAdapter],
     recipe: &Recipe,
@@ -71,6 +72,9 @@ pub fn pack(
     let Some(first) = adapters.first() else { bail!("name at least one adapter to pack") };
     if !options.weights.is_empty() && options.weights.len() != adapters.len() {
         bail!("{} weights for {} adapters", options.weights.len(), adapters.len());
+    }
+    if let Some(weight) = options.weights.iter().find(|w| !w.is_finite()) {
+        bail!("a weight is {weight}; weights are finite numbers");
     }
     let mut lists: BTreeMap<String, Vec<Branch>> = BTreeMap::new();
     for (index, adapter) in adapters.iter().enumerate() {
@@ -103,11 +107,14 @@ pub fn pack(
         max_tokens: task.max_tokens,
         ..AdapterInfo::default()
     };
-    write_task_file(out, &info, ids.source.as_deref(), &modules, options.storage)?;
+    let base = ids.source.as_ref().or(ids.compressed.as_ref());
+    write_task_file(out, &info, base.map(String::as_str), &modules, options.storage)?;
     Ok(TaskAdapter::open(out)?.bind(recipe, ids)?.1)
 }
 
-/// Several branches of one linear as one: A and B concatenate along the rank, each B times its own scaling.
+/// Several branches of one linear as one: A and B concatenate along the rank. The largest scaling stays a number of the
+/// file and each B is multiplied, in float32, by its own in relation to it: at most 1, so that f16 cannot overflow and
+/// the strongest adapter is stored as it would be alone.
 fn stack(branches: Vec<Branch>) -> Result<Branch> {
     if let [one] = &branches[..] {
         return Ok(one.clone());
@@ -115,6 +122,8 @@ fn stack(branches: Vec<Branch>) -> Result<Branch> {
     let cols = branches[0].down.shape().1;
     let rows = branches[0].up.shape().0;
     let rank: usize = branches.iter().map(Branch::rank).sum();
+    let largest = branches.iter().fold(0.0f32, |m, b| m.max(b.scaling.abs()));
+    let scaling = if largest > 0.0 { largest } else { 1.0 };
     let mut down = Vec::with_capacity(rank * cols);
     let mut up = vec![0.0; rows * rank];
     let mut at = 0;
@@ -122,14 +131,14 @@ fn stack(branches: Vec<Branch>) -> Result<Branch> {
         down.extend(branch.down.to_f32()?);
         for (row, values) in branch.up.to_f32()?.chunks(branch.rank()).enumerate() {
             for (k, value) in values.iter().enumerate() {
-                up[row * rank + at + k] = value * branch.scaling;
+                up[row * rank + at + k] = value * (branch.scaling / scaling);
             }
         }
         at += branch.rank();
     }
     Ok(Branch {
         kind: BranchKind::Lora,
-        scaling: 1.0,
+        scaling,
         down: LowRank::Float(Tensor::from_f32("lora_A", &[rank, cols], &down)?),
         up: LowRank::Float(Tensor::from_f32("lora_B", &[rows, rank], &up)?),
     })

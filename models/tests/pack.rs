@@ -16,7 +16,7 @@ fn golden(path: &str) -> PathBuf {
 }
 
 fn model() -> Model {
-    let folder = ModelFolder::open(&golden("gqa")).unwrap();
+    let folder = ModelFolder::open(golden("gqa")).unwrap();
     let recipe = arch::recipe(folder.config(), &golden("gqa/config.json")).unwrap();
     let weights = folder.weights(&recipe).unwrap();
     Model { recipe: Arc::new(recipe), weights: Arc::new(weights) }

@@ -1,8 +1,9 @@
 //! PEFT folders: `adapter_config.json` + `adapter_model.safetensors`, loaded as they are.
 //!
 //! The tensors in the file decide what is attached; the configuration decides the scaling. Both must agree: a tensor
-//! that the configuration does not target, or that calora would not apply, is an error and never dropped in silence.
-//! Semantics follow peft 0.21 (`tuners/lora`, `utils/other.py`), checked against it in `tests/goldens.rs`.
+//! that the configuration does not target, or that calora would not apply, is an error and never dropped in silence; a
+//! targeted module without tensors is reported when the adapter is bound. Semantics follow peft 0.21 (`tuners/lora`,
+//! `utils/other.py`), checked against it in `tests/adapters_peft.rs` and, by logits, in `tests/goldens.rs`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -40,12 +41,17 @@ const REFUSED: &[(&str, &str)] = &[
     ),
 ];
 
-/// Initialisations that change the base weights, so that the saved A and B do not belong to the original base.
-const CHANGED_BASE: &[&str] = &["pissa", "olora", "corda", "lora_ga", "loftq"];
+/// Initialisations that leave the base weights as they are. The others (pissa, olora, corda, lora_ga, loftq, and any
+/// that comes after peft 0.21) subtract something from them, so that the saved A and B belong to another base.
+const KEEP_BASE: &[&str] = &["gaussian", "eva", "orthogonal", "mica"];
 
 /// Opens a PEFT folder: configuration and header; no tensor is read.
 pub(super) fn open(folder: &Path) -> Result<TaskAdapter> {
     let config_path = folder.join(CONFIG);
+    if !config_path.exists() {
+        let help = "a task adapter is a PEFT folder, or a task file made by `calora pack`";
+        return Err(missing(folder, CONFIG, help));
+    }
     let config = match read_json(&config_path)? {
         Value::Object(map) => Config { path: config_path, map },
         _ => return Err(Error::malformed(config_path, "expected a JSON object")),
@@ -53,18 +59,20 @@ pub(super) fn open(folder: &Path) -> Result<TaskAdapter> {
     config.refuse_unsupported()?;
     let weights = folder.join(WEIGHTS);
     if !weights.exists() {
-        return Err(Error::MissingFile {
-            folder: folder.to_owned(),
-            file: WEIGHTS.into(),
-            help:
-                "save the adapter with safe_serialization (an adapter_model.bin is not read: it can run code)"
-                    .into(),
-        });
+        let help =
+            "save the adapter with safe_serialization (an adapter_model.bin is not read: it can run code)";
+        return Err(missing(folder, WEIGHTS, help));
     }
     let file = SafetensorsFile::open(&weights)?;
-    let modules = config.modules(&file)?;
+    let targets = Targets::parse(&config.path, &config.map)?;
+    let modules = config.modules(&file, &targets)?;
     let name = folder.file_name().map_or_else(|| "adapter".into(), |n| n.to_string_lossy().into_owned());
-    Ok(TaskAdapter::new(AdapterInfo { name, path: folder.to_owned(), ..AdapterInfo::default() }, modules))
+    let info = AdapterInfo { name, path: folder.to_owned(), ..AdapterInfo::default() };
+    Ok(TaskAdapter::new(info, modules).with_targets(targets))
+}
+
+fn missing(folder: &Path, file: &str, help: &str) -> Error {
+    Error::MissingFile { folder: folder.to_owned(), file: file.into(), help: help.into() }
 }
 
 /// `adapter_config.json` and where it is.
@@ -98,67 +106,94 @@ impl Config {
                 return Err(self.unsupported(format!("{key} = {}", self.map[*key]), help));
             }
         }
-        match self.get("bias").and_then(Value::as_str) {
-            None | Some("none") => {}
+        match self.get("bias") {
+            None => {}
+            Some(Value::String(bias)) if bias == "none" => {}
             Some(other) => {
                 return Err(self.unsupported(format!("bias = {other}"), "train with bias = \"none\""));
             }
         }
-        if let Some(Value::String(init)) = self.get("init_lora_weights")
-            && CHANGED_BASE.iter().any(|name| init.to_lowercase().starts_with(name))
-        {
-            let help = "it changed the base weights; save it with PEFT's conversion to plain LoRA \
-                        (path_initial_model_for_weight_conversion)";
-            return Err(self.unsupported(format!("init_lora_weights = {init}"), help));
+        let keeps_base = match self.get("init_lora_weights") {
+            None | Some(Value::Bool(_)) => true,
+            Some(Value::String(init)) => KEEP_BASE.iter().any(|name| init.eq_ignore_ascii_case(name)),
+            Some(_) => false,
+        };
+        if !keeps_base {
+            let help = "such an initialisation changes the base weights; save the adapter with PEFT's conversion to \
+                        plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)";
+            let feature = format!("init_lora_weights = {}", self.map["init_lora_weights"]);
+            return Err(self.unsupported(feature, help));
         }
         Ok(())
     }
 
-    fn positive(&self, key: &str, value: &Value) -> Result<f64> {
-        match value.as_f64() {
-            Some(v) if v > 0.0 && v.is_finite() => Ok(v),
-            _ => Err(Error::malformed(&self.path, format!("{key} = {value}: expected a positive number"))),
+    fn malformed(&self, key: &str, value: &Value, expected: &str) -> Error {
+        Error::malformed(&self.path, format!("{key} = {value}: expected {expected}"))
+    }
+
+    /// A rank: a whole number above 0 that fits any tensor.
+    fn rank(&self, key: &str, value: &Value) -> Result<usize> {
+        match value.as_u64() {
+            Some(v @ 1..=0xffff_ffff) => Ok(v as usize),
+            _ => Err(self.malformed(key, value, "a whole number above 0")),
+        }
+    }
+
+    /// An alpha: any number, also 0 or a negative one, as in PEFT.
+    fn alpha(&self, key: &str, value: &Value) -> Result<f64> {
+        value.as_f64().filter(|v| v.is_finite()).ok_or_else(|| self.malformed(key, value, "a number"))
+    }
+
+    fn flag(&self, key: &str) -> Result<bool> {
+        match self.get(key) {
+            None => Ok(false),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(other) => Err(self.malformed(key, other, "true or false")),
         }
     }
 
     /// `rank_pattern` or `alpha_pattern`, in the file's order: the first key that matches decides.
-    fn patterns(&self, key: &str) -> Result<Vec<(Pattern, f64)>> {
-        let Some(Value::Object(map)) = self.get(key) else { return Ok(Vec::new()) };
-        map.iter().map(|(k, v)| Ok((Pattern::suffix(&self.path, key, k)?, self.positive(key, v)?))).collect()
+    fn patterns<T>(&self, key: &str, read: impl Fn(&str, &Value) -> Result<T>) -> Result<Vec<(Pattern, T)>> {
+        match self.get(key) {
+            None => Ok(Vec::new()),
+            Some(Value::Object(map)) => {
+                map.iter().map(|(k, v)| Ok((Pattern::suffix(&self.path, key, k)?, read(key, v)?))).collect()
+            }
+            Some(other) => Err(self.malformed(key, other, "an object of patterns")),
+        }
     }
 
     /// Pairs A and B of every module and scales them.
-    fn modules(&self, file: &SafetensorsFile) -> Result<Modules> {
-        let targets = Targets::parse(&self.path, &self.map)?;
-        let rank = self.positive("r", self.get("r").unwrap_or(&Value::from(8)))?;
-        let alpha = self.positive("lora_alpha", self.get("lora_alpha").unwrap_or(&Value::from(8)))?;
-        let ranks = self.patterns("rank_pattern")?;
-        let alphas = self.patterns("alpha_pattern")?;
-        let stabilised = self.get("use_rslora").and_then(Value::as_bool).unwrap_or(false);
-        let chosen = |patterns: &[(Pattern, f64)], module: &str, default: f64| {
-            patterns.iter().find(|(p, _)| p.matches(module)).map_or(default, |(_, v)| *v)
-        };
+    fn modules(&self, file: &SafetensorsFile, targets: &Targets) -> Result<Modules> {
+        // Without the key PEFT takes 8, for both.
+        let default = Value::from(8);
+        let rank = self.rank("r", self.get("r").unwrap_or(&default))?;
+        let alpha = self.alpha("lora_alpha", self.get("lora_alpha").unwrap_or(&default))?;
+        let ranks = self.patterns("rank_pattern", |k, v| self.rank(k, v))?;
+        let alphas = self.patterns("alpha_pattern", |k, v| self.alpha(k, v))?;
+        let stabilised = self.flag("use_rslora")?;
         let mut modules = Modules::new();
         for (module, (a, b)) in self.pairs(file)? {
-            if !targets.contain(&module) {
-                let reason = "is in the file, but the configuration's target_modules do not name its module";
+            if targets.contain(&module) == Some(false) {
+                let reason = "is in the file, but its module is not among the configuration's target_modules (with \
+                              exclude_modules and layers_to_transform)";
                 return Err(Error::tensor(file.path(), &a, reason));
             }
-            let branch = Branch {
-                kind: BranchKind::Lora,
-                scaling: 1.0,
-                down: LowRank::Float(file.require(&a)?),
-                up: LowRank::Float(file.require(&b)?),
-            };
+            let (down, up) = (LowRank::Float(file.require(&a)?), LowRank::Float(file.require(&b)?));
+            let mut branch = Branch { kind: BranchKind::Lora, scaling: 1.0, down, up };
             branch.check()?;
             let configured = chosen(&ranks, &module, rank);
-            if branch.rank() as f64 != configured {
+            if branch.rank() != configured {
                 let reason = format!("has rank {}, the configuration says {configured}", branch.rank());
                 return Err(Error::tensor(file.path(), &a, reason));
             }
-            let alpha = chosen(&alphas, &module, alpha);
-            let scaling = if stabilised { alpha / configured.sqrt() } else { alpha / configured };
-            modules.entry(module).or_default().push(Branch { scaling: scaling as f32, ..branch });
+            let (alpha, rank) = (chosen(&alphas, &module, alpha), configured as f64);
+            branch.scaling = (if stabilised { alpha / rank.sqrt() } else { alpha / rank }) as f32;
+            if !branch.scaling.is_finite() {
+                let reason = format!("lora_alpha = {alpha} of module {module} is out of range");
+                return Err(Error::malformed(&self.path, reason));
+            }
+            modules.entry(module).or_default().push(branch);
         }
         Ok(modules)
     }
@@ -168,6 +203,8 @@ impl Config {
         let mut found: BTreeMap<String, [Option<String>; 2]> = BTreeMap::new();
         for name in file.names() {
             let path = name.strip_prefix("base_model.model.").unwrap_or(name);
+            // Saved from a compiled model; PEFT drops it too.
+            let path = path.strip_prefix("_orig_mod.").unwrap_or(path);
             let sides = [".lora_A", ".lora_B"];
             let split = sides.iter().enumerate().find_map(|(side, s)| Some((side, path.split_once(s)?)));
             match split {
@@ -198,15 +235,26 @@ impl Config {
     }
 
     fn refuse_tensor(&self, name: &str) -> Error {
-        let help = if name.contains("lora_embedding") {
+        let other_name =
+            [".lora_A.", ".lora_B."].iter().any(|s| name.contains(s)) && name.ends_with(".weight");
+        let help = if other_name {
+            "it belongs to an adapter of another name than \"default\"; save one adapter a folder, with save_pretrained"
+        } else if name.contains("lora_embedding") {
             "LoRA on embeddings is not applied; train on linears only"
         } else if name.contains("lora_magnitude_vector") {
             "it belongs to DoRA; train without use_dora"
         } else if name.ends_with(".bias") {
             "trained biases are not applied; train with bias = \"none\""
+        } else if name.contains("embed_tokens") {
+            "a whole embedding was saved, as PEFT does after the vocabulary was resized; train without resizing it"
         } else {
             "it is no LoRA matrix; whole trained modules (a classification head, say) cannot be swapped with a task"
         };
         self.unsupported(format!("tensor {name}"), help)
     }
+}
+
+/// The value of the first pattern that matches the module.
+fn chosen<T: Copy>(patterns: &[(Pattern, T)], module: &str, default: T) -> T {
+    patterns.iter().find(|(p, _)| p.matches(module)).map_or(default, |(_, v)| *v)
 }

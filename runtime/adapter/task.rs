@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::branch::{Branch, BranchKind, Tail};
 use super::coverage::{BaseCheck, Coverage};
+use super::targets::Targets;
 use super::{peft, task_file};
 use crate::arch::Recipe;
 use crate::error::{Error, Result};
@@ -41,11 +42,17 @@ pub struct AdapterInfo {
 pub struct TaskAdapter {
     info: AdapterInfo,
     modules: Modules,
+    /// What a PEFT configuration says it targets.
+    targets: Option<Targets>,
 }
 
 impl TaskAdapter {
     pub(super) fn new(info: AdapterInfo, modules: Modules) -> Self {
-        Self { info, modules }
+        Self { info, modules, targets: None }
+    }
+
+    pub(super) fn with_targets(self, targets: Targets) -> Self {
+        Self { targets: Some(targets), ..self }
     }
 
     /// Opens a task file, or a PEFT folder.
@@ -88,27 +95,39 @@ impl TaskAdapter {
                 None => unknown.push(path.as_str()),
             }
         }
-        if tail.branches.iter().all(Vec::is_empty) {
-            let named = unknown.first().map_or("it has no branches".into(), |u| format!("it names {u}"));
-            let has = recipe.linears.first().map_or("", |l| l.path.as_str());
+        self.refuse_unknown(recipe, &unknown)?;
+        crate::device::check_tail(recipe, &tail)?;
+        let mut coverage = Coverage::new(&self.info.name, recipe, &tail, base);
+        if let Some(targets) = &self.targets {
+            coverage.missing = coverage.untouched.clone();
+            coverage.missing.retain(|module| targets.contain(module) == Some(true));
+            coverage.unchecked = targets.unknown();
+        }
+        Ok((tail, coverage))
+    }
+
+    /// Part of an adapter is another adapter: every module must be in the model.
+    fn refuse_unknown(&self, recipe: &Recipe, unknown: &[&str]) -> Result<()> {
+        if unknown.is_empty() && !self.modules.is_empty() {
+            return Ok(());
+        }
+        let named = list(unknown);
+        let fused = FUSED.iter().find(|f| unknown.iter().any(|u| u.rsplit('.').next() == Some(f)));
+        if unknown.len() == self.modules.len() {
+            let names = if unknown.is_empty() { "no branches".into() } else { named };
+            let has = recipe.linears.first().map_or("no linears", |l| l.path.as_str());
+            let fused = fused.map_or_else(String::new, |name| format!("; {name}: {FUSED_HELP}"));
             return Err(Error::AdapterTouchesNothing {
                 adapter: self.info.name.clone(),
-                reason: format!("{named}; the model has {has} and so on"),
+                reason: format!("it has {names}; the model has {has} and so on{fused}"),
             });
         }
-        if let Some(module) = unknown.first() {
-            return Err(Error::UnsupportedAdapter {
-                path: self.info.path.clone(),
-                feature: format!(
-                    "module {module} and {} more that the model does not have",
-                    unknown.len() - 1
-                ),
-                help: fused_help(module).into(),
-            });
-        }
-        crate::device::check_tail(recipe, &tail)?;
-        let coverage = Coverage::new(&self.info.name, recipe, &tail, base);
-        Ok((tail, coverage))
+        let (what, help) = match fused {
+            Some(name) => (format!("fused projection {name}"), FUSED_HELP),
+            None => ("a module that the model does not have".into(), PARTIAL_HELP),
+        };
+        let (path, feature) = (self.info.path.clone(), format!("{what} ({named})"));
+        Err(Error::UnsupportedAdapter { path, feature, help: help.into() })
     }
 
     /// LoRA alone runs on the source and on all its compressions; recovery repairs one compression.
@@ -130,12 +149,17 @@ impl TaskAdapter {
     }
 }
 
-/// What to do about a module that stands for several linears elsewhere.
-fn fused_help(module: &str) -> &'static str {
-    let fused = ["qkv_proj", "query_key_value", "gate_up_proj", "c_attn", "W_pack"];
-    if fused.iter().any(|name| module.ends_with(name)) {
-        "it belongs to a model with fused projections; train the LoRA on this model's own"
-    } else {
-        "attaching a part of an adapter would change its meaning; use the base that it was trained on"
-    }
+const FUSED_HELP: &str =
+    "such a linear joins several that this model has apart; train the LoRA on this model";
+const PARTIAL_HELP: &str =
+    "attaching a part of an adapter would change its meaning; use the base that it was trained on";
+
+/// Names of projections that hold several linears of a Llama in one matrix, in models that people train LoRAs on.
+const FUSED: &[&str] = &["qkv_proj", "query_key_value", "gate_up_proj", "c_attn", "W_pack", "Wqkv", "wqkv"];
+
+/// The first names of a list, and how many more there are.
+fn list(names: &[&str]) -> String {
+    const SHOWN: usize = 3;
+    let shown = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
 }

@@ -16,28 +16,33 @@
 //! | `calora.format` | `task-adapter` |
 //! | `calora.version` | `1`; another one is refused |
 //! | `calora.name` | the task's name |
-//! | `calora.base` | source id (LoRA only) or compressed id (recovery), or `unbound`: shapes alone are checked |
-//! | `calora.scaling` | JSON: module → `{"lora": s, "recovery": s}` |
-//! | `calora.activation` | `gelu` (exact) or `linear`, between D and U |
+//! | `calora.base` | source id (LoRA only) or compressed id (recovery), or `unbound`: shapes alone are checked; required |
+//! | `calora.scaling` | JSON: module → `{"lora": s, "recovery": s}`, exactly for the branches in the file; required |
+//! | `calora.activation` | `gelu` (exact) or `linear`, between D and U; without the key `gelu` |
 //! | `calora.description`, `calora.system_prompt`, `calora.chat_template` | text, optional |
 //! | `calora.stop`, `calora.sampling`, `calora.max_tokens` | JSON list, object, number, optional |
 //!
 //! **Reserved** for later versions. `calora.probe` and `calora.signature` may be ignored: without them an adapter is
 //! merely not proven. `calora.base_recovery` and `calora.prefix` change what the adapter computes, so that a reader
-//! that does not know them refuses the file. Other keys are ignored.
+//! that does not know them refuses the file. Other keys are ignored; a tensor of another name is refused.
+//!
+//! A LoRA that was trained on a compressed model may be bound to its compressed id, a recovery branch that was made for
+//! an uncompressed model to its source id: each then runs on that model alone.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use half::f16;
 use safetensors::tensor::{Dtype, TensorView};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::branch::{Branch, BranchKind, LowRank};
 use super::task::{AdapterInfo, Modules, TaskAdapter};
 use crate::error::{Error, Result};
 use crate::weights::{DType, SafetensorsFile};
 
+/// `calora.format` of every version.
+const FORMAT: &str = "task-adapter";
 /// The version written and read.
 const VERSION: &str = "1";
 /// The base of a file that belongs to none in particular.
@@ -61,7 +66,8 @@ pub(super) fn open(path: &Path) -> Result<TaskAdapter> {
             return Err(metadata.unsupported(format!("activation {other}"), "known are gelu and linear"));
         }
     };
-    let scaling = metadata.json("scaling")?.unwrap_or(Value::Null);
+    let scaling = metadata.object("scaling")?.unwrap_or_default();
+    let mut scalings: usize = scaling.values().map(|v| v.as_object().map_or(1, |kinds| kinds.len())).sum();
     let mut modules = Modules::new();
     for (module, matrices) in group(&file)? {
         for ([down, up, key], kind) in [(LORA, BranchKind::Lora), (RECOVERY, recovery)] {
@@ -71,13 +77,20 @@ pub(super) fn open(path: &Path) -> Result<TaskAdapter> {
                 (Some(a), None) => return Err(Error::tensor(path, a, format!("has no {up} beside it"))),
                 (None, Some(b)) => return Err(Error::tensor(path, b, format!("has no {down} beside it"))),
             };
-            let Some(scaling) = scaling[&module][key].as_f64().filter(|s| s.is_finite()) else {
-                return Err(Error::malformed(path, format!("calora.scaling lacks {module}.{key}")));
+            let scaling = scaling.get(&module).and_then(|of| of.get(key)?.as_f64()).map(|s| s as f32);
+            let Some(scaling) = scaling.filter(|s| s.is_finite()) else {
+                let reason = format!("calora.scaling has no number for {key} of {module}");
+                return Err(Error::malformed(path, reason));
             };
-            let branch = Branch { kind, scaling: scaling as f32, down: a, up: b };
+            scalings -= 1;
+            let branch = Branch { kind, scaling, down: a, up: b };
             branch.check()?;
             modules.entry(module.clone()).or_default().push(branch);
         }
+    }
+    if scalings > 0 {
+        let reason = format!("calora.scaling names {scalings} branches that have no tensors in the file");
+        return Err(Error::malformed(path, reason));
     }
     Ok(TaskAdapter::new(metadata.info()?, modules))
 }
@@ -105,14 +118,22 @@ impl Metadata<'_> {
         }
     }
 
+    fn object(&self, key: &str) -> Result<Option<Map<String, Value>>> {
+        match self.json(key)? {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(map)),
+            Some(_) => Err(Error::malformed(self.path, format!("calora.{key} is not a JSON object"))),
+        }
+    }
+
     fn unsupported(&self, feature: String, help: &str) -> Error {
         Error::UnsupportedAdapter { path: self.path.to_owned(), feature, help: help.into() }
     }
 
     fn check_format(&self) -> Result<()> {
         match (self.get("format"), self.get("version")) {
-            (Some("task-adapter"), Some(VERSION)) => {}
-            (Some("task-adapter"), version) => {
+            (Some(FORMAT), Some(VERSION)) => {}
+            (Some(FORMAT), version) => {
                 let feature = format!("task file version {}", version.unwrap_or("(none)"));
                 return Err(self.unsupported(feature, "this calora reads version 1; update calora"));
             }
@@ -137,17 +158,31 @@ impl Metadata<'_> {
                 Error::malformed(self.path, format!("calora.stop is not a list of strings: {e}"))
             })?,
         };
+        let Some(base) = self.text("base") else {
+            let reason = "has no calora.base: the id of its base, or `unbound`";
+            return Err(Error::malformed(self.path, reason));
+        };
+        let max_tokens = match self.json("max_tokens")? {
+            None => None,
+            Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
+                Some(n) => Some(n),
+                None => {
+                    let reason = format!("calora.max_tokens = {value} is not a number of tokens");
+                    return Err(Error::malformed(self.path, reason));
+                }
+            },
+        };
         let stem = self.path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
         Ok(AdapterInfo {
             name: self.text("name").unwrap_or(stem),
             description: self.text("description"),
             path: self.path.to_owned(),
-            base: self.text("base").filter(|base| base != UNBOUND),
+            base: Some(base).filter(|base| base != UNBOUND),
             system_prompt: self.text("system_prompt"),
             chat_template: self.text("chat_template"),
             stop,
-            sampling: self.json("sampling")?,
-            max_tokens: self.json("max_tokens")?.and_then(|v| v.as_u64()).map(|n| n as usize),
+            sampling: self.object("sampling")?.map(Value::Object),
+            max_tokens,
         })
     }
 }
@@ -174,10 +209,18 @@ fn group(file: &SafetensorsFile) -> Result<BTreeMap<String, HashMap<&'static str
 
 fn low_rank(file: &SafetensorsFile, name: &str) -> Result<LowRank> {
     let values = file.require(name)?;
+    let scale_name = format!("{name}_scale");
     if values.dtype != DType::I8 {
+        if file.contains(&scale_name) {
+            return Err(Error::tensor(file.path(), &scale_name, "stands beside a tensor that is not I8"));
+        }
         return Ok(LowRank::Float(values));
     }
-    let scales = file.require(&format!("{name}_scale"))?;
+    let scales = file.require(&scale_name)?;
+    if scales.dtype != DType::F32 {
+        let reason = format!("is {:?}, expected F32", scales.dtype);
+        return Err(Error::tensor(file.path(), &scale_name, reason));
+    }
     scales.expect_shape(&values.shape[..1.min(values.shape.len())])?;
     Ok(LowRank::Int8 { values, scales })
 }
@@ -193,7 +236,8 @@ pub enum BranchStorage {
 
 /// Writes a task file: first beside its place, then renamed, so that a reader sees the old one or the new one whole.
 ///
-/// `base` is the id that the adapter is bound to, or `None`. A module may have one LoRA and one recovery branch.
+/// `base` is the id that the adapter is bound to, or `None`. A module may have one LoRA and one recovery branch. An older
+/// task file of this name is replaced; anything else that stands there (a model, say) is not.
 pub fn write_task_file(
     path: &Path,
     info: &AdapterInfo,
@@ -201,11 +245,12 @@ pub fn write_task_file(
     modules: &BTreeMap<String, Vec<Branch>>,
     storage: BranchStorage,
 ) -> Result<()> {
+    refuse_other_file(path)?;
     let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
-    let mut scaling = serde_json::Map::new();
+    let mut scaling = Map::new();
     let mut activation = None;
     for (module, branches) in modules {
-        let mut scales = serde_json::Map::new();
+        let mut scales = Map::new();
         for branch in branches {
             let [down, up, key] = if branch.kind == BranchKind::Lora { LORA } else { RECOVERY };
             if branch.kind != BranchKind::Lora && *activation.get_or_insert(branch.kind) != branch.kind {
@@ -227,7 +272,7 @@ pub fn write_task_file(
         scaling.insert(module.clone(), Value::Object(scales));
     }
     let mut metadata = HashMap::from([
-        ("calora.format".to_owned(), "task-adapter".to_owned()),
+        ("calora.format".to_owned(), FORMAT.to_owned()),
         ("calora.version".to_owned(), VERSION.to_owned()),
         ("calora.name".to_owned(), info.name.clone()),
         ("calora.base".to_owned(), base.unwrap_or(UNBOUND).to_owned()),
@@ -251,6 +296,20 @@ pub fn write_task_file(
     }
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| Error::malformed(path, e))?;
     crate::weights::write_atomically(path, &bytes)
+}
+
+/// Refuses to write over a file that is no task file.
+fn refuse_other_file(path: &Path) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let is_task = SafetensorsFile::open(path)
+        .is_ok_and(|file| file.metadata().get("calora.format").is_some_and(|f| f == FORMAT));
+    if is_task {
+        return Ok(());
+    }
+    let reason = "is there already and is no task file; choose another name, or remove it";
+    Err(Error::option("task file", path.display(), reason))
 }
 
 fn encode(

@@ -1,7 +1,7 @@
 //! Architectures as recipes: a configuration becomes a list of steps that any device can execute.
 //!
 //! Invariant: no device code and no arithmetic on activations here; a recipe is plain data. To add an architecture:
-//! one file beside [`llama`], one line in [`ARCHITECTURES`], a golden made by `tests/golden/make.py`.
+//! one file beside [`llama`], one line in `ARCHITECTURES`, a golden made by `tests/golden/make.py`.
 
 pub mod config;
 pub mod llama;

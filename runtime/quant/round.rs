@@ -85,6 +85,8 @@ pub struct RoundedRow {
     pub scales: Vec<f32>,
     /// One zero point a group with the stored offset (`0..2^bits`); empty where the scheme is symmetric.
     pub zero_points: Vec<u8>,
+    /// The sum of squared differences between the weights and what they became.
+    pub squared_error: f64,
 }
 
 /// Rounds one row of finite weights; the scheme must [`Scheme::check`] for its length.
@@ -100,6 +102,7 @@ pub fn round_row(scheme: Scheme, scale_type: ScaleType, row: &[f32]) -> RoundedR
         for (w, q) in weights.iter().zip(q) {
             *q = round(scheme.bits, scale, zero, *w) as u8;
         }
+        out.squared_error += f64::from(error(scheme.bits, scale, zero, weights));
         out.scales.push(scale);
         if !scheme.symmetric {
             out.zero_points.push(zero as u8);

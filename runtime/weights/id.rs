@@ -3,7 +3,7 @@
 //! A *source id* names an uncompressed model, a *compressed id* a compressed one; both are the same hash over the
 //! tensors (name, type, shape, bytes; sorted by name) and over the configuration fields that change the result, in a
 //! canonical form. How a folder is cut into files does not matter. Invariant: the recipe of the hash is fixed for the
-//! prefix [`VERSION`]; ids are stored in adapters.
+//! prefix `VERSION`; ids are stored in adapters.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -108,14 +108,37 @@ pub fn config_id(config: &Value) -> String {
 /// One tensor's share of an id.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TensorDigest {
-    /// The tensor's name.
-    pub name: String,
-    /// The type in the file's spelling, `F32`.
-    pub dtype: String,
-    /// The shape.
-    pub shape: Vec<usize>,
-    /// Hash of the bytes.
-    pub bytes: [u8; 32],
+    name: String,
+    dtype: String,
+    shape: Vec<usize>,
+    bytes: [u8; 32],
+}
+
+/// Hashes a tensor piece by piece.
+#[derive(Clone, Debug)]
+pub struct TensorHasher {
+    name: String,
+    dtype: String,
+    shape: Vec<usize>,
+    hash: blake3::Hasher,
+}
+
+impl TensorHasher {
+    /// Of a tensor with this name, type (in the file's spelling, `F32`) and shape.
+    pub fn new(name: &str, dtype: &str, shape: &[usize]) -> Self {
+        Self { name: name.into(), dtype: dtype.into(), shape: shape.into(), hash: blake3::Hasher::new() }
+    }
+
+    /// The next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.hash.update(bytes);
+    }
+
+    /// After the last byte.
+    pub fn finish(self) -> TensorDigest {
+        let bytes = *self.hash.finalize().as_bytes();
+        TensorDigest { name: self.name, dtype: self.dtype, shape: self.shape, bytes }
+    }
 }
 
 /// The id of tensors under a configuration.
@@ -154,18 +177,13 @@ fn tensor_digests(tensors: &Shards, progress: Progress<'_>) -> Result<Vec<Tensor
         .par_iter()
         .map(|name| {
             let Some((dtype, shape, bytes)) = tensors.raw(name) else { return Err(tensors.missing(name)) };
-            let mut hash = blake3::Hasher::new();
+            let mut hash = TensorHasher::new(name, dtype, shape);
             for chunk in bytes.chunks(8 << 20) {
                 hash.update(chunk);
                 let so_far = done.fetch_add(chunk.len() as u64, Ordering::Relaxed) + chunk.len() as u64;
                 progress(so_far, total);
             }
-            Ok::<_, Error>(TensorDigest {
-                name: (*name).to_owned(),
-                dtype: dtype.to_owned(),
-                shape: shape.to_vec(),
-                bytes: *hash.finalize().as_bytes(),
-            })
+            Ok::<_, Error>(hash.finish())
         })
         .collect()
 }

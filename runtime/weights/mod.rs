@@ -20,7 +20,7 @@ pub use folder::ModelFolder;
 pub use id::BaseIds;
 pub use matrix::{Matrix, Storage};
 pub(crate) use read::read_json;
-pub use scheme::QuantConfig;
+pub use scheme::{ModuleTarget, QuantConfig};
 pub use shards::Shards;
 pub use tensor::{DType, Tensor};
 pub(crate) use write::write_atomically;

@@ -14,20 +14,35 @@ use crate::quant::{Bits, Group, Scheme};
 /// A parsed `quantization_config`.
 #[derive(Clone, Debug)]
 pub struct QuantConfig {
-    groups: Vec<(Vec<Target>, Scheme)>,
-    ignore: Vec<Target>,
+    groups: Vec<(Vec<ModuleTarget>, Scheme)>,
+    ignore: Vec<ModuleTarget>,
 }
 
 /// What a group or the ignore list names.
 #[derive(Clone, Debug)]
-enum Target {
+pub enum ModuleTarget {
     /// A module path, or the name of a module class.
     Name(String),
     /// `re:`: a pattern that must match from the start of a module path.
     Pattern(Regex),
 }
 
-impl Target {
+impl ModuleTarget {
+    /// Reads a name or a `re:` pattern; the error says what is wrong with the pattern.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let Some(pattern) = text.strip_prefix("re:") else { return Ok(Self::Name(text.to_owned())) };
+        // Python's re.match: anchored at the start only.
+        match Regex::new(&format!("^(?:{pattern})")) {
+            Ok(regex) => Ok(Self::Pattern(regex)),
+            Err(e) => Err(format!("cannot read the pattern: {e}")),
+        }
+    }
+
+    /// Whether this names a module of this path and class (`Linear`, `Embedding`).
+    pub fn matches(&self, module: &str, class: &str) -> bool {
+        self.matches_path(module) || self.matches_class(class)
+    }
+
     fn matches_path(&self, module: &str) -> bool {
         match self {
             Self::Name(name) => name == module,
@@ -39,9 +54,12 @@ impl Target {
         matches!(self, Self::Name(name) if name == class)
     }
 
-    /// How compressed-tensors orders several matching targets: names before patterns.
-    fn is_pattern(&self) -> bool {
-        matches!(self, Self::Pattern(_))
+    /// How compressed-tensors orders several matching targets: names before patterns, each in order.
+    fn rank(&self) -> (bool, &str) {
+        match self {
+            Self::Name(name) => (false, name),
+            Self::Pattern(regex) => (true, regex.as_str()),
+        }
     }
 }
 
@@ -99,18 +117,12 @@ impl QuantConfig {
     /// The scheme of a module by its path and class (`Linear`, `Embedding`); nothing where it is stored dense. Several
     /// matching targets are ranked as in compressed-tensors: paths, then patterns, then classes, each in order of name.
     pub fn scheme(&self, module: &str, class: &str) -> Option<Scheme> {
-        if self.ignore.iter().any(|t| t.matches_path(module) || t.matches_class(class)) {
+        if self.ignore.iter().any(|t| t.matches(module, class)) {
             return None;
         }
         let targets =
             || self.groups.iter().flat_map(|(targets, scheme)| targets.iter().map(move |t| (t, *scheme)));
-        let sort_key = |t: &Target| match t {
-            Target::Name(name) => name.clone(),
-            Target::Pattern(regex) => regex.as_str().to_owned(),
-        };
-        let by_path = targets()
-            .filter(|(t, _)| t.matches_path(module))
-            .min_by_key(|(t, _)| (t.is_pattern(), sort_key(t)));
+        let by_path = targets().filter(|(t, _)| t.matches_path(module)).min_by_key(|(t, _)| t.rank());
         by_path.or_else(|| targets().find(|(t, _)| t.matches_class(class))).map(|(_, scheme)| scheme)
     }
 }
@@ -162,7 +174,7 @@ impl Reader<'_> {
         }
     }
 
-    fn targets(&self, list: Option<&Value>, field: &str) -> Result<Vec<Target>> {
+    fn targets(&self, list: Option<&Value>, field: &str) -> Result<Vec<ModuleTarget>> {
         let list = list.unwrap_or(&Value::Null);
         let Some(items) = list.as_array() else {
             return Err(self.unsupported(field, list, "expected a list of names"));
@@ -171,14 +183,7 @@ impl Reader<'_> {
             .iter()
             .map(|item| {
                 let text = item.as_str().ok_or_else(|| self.unsupported(field, item, "expected a name"))?;
-                let Some(pattern) = text.strip_prefix("re:") else {
-                    return Ok(Target::Name(text.to_owned()));
-                };
-                // Python's re.match: anchored at the start only.
-                match Regex::new(&format!("^(?:{pattern})")) {
-                    Ok(regex) => Ok(Target::Pattern(regex)),
-                    Err(e) => Err(self.unsupported(field, item, &format!("cannot read the pattern: {e}"))),
-                }
+                ModuleTarget::parse(text).map_err(|reason| self.unsupported(field, item, &reason))
             })
             .collect()
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use calora::quant::Bits;
-use calora_models::compress::{CompressOptions, compress};
+use calora_models::compress::{CompressOptions, Head, compress};
 use clap::ValueEnum;
 
 use crate::output;
@@ -16,6 +16,15 @@ enum SchemeArg {
     Int8,
     /// 4 bits.
     Int4,
+}
+
+/// The head's storage.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum HeadArg {
+    /// As in the source.
+    Keep,
+    /// 8 bits, in the same groups; where head and embedding are one, only calora reads the result.
+    Int8,
 }
 
 /// Compresses the linears of a model into a folder that transformers, vLLM and calora load.
@@ -37,9 +46,12 @@ pub(crate) struct Args {
     /// Store zero points; transformers does not load such a folder, calora and vLLM do.
     #[arg(long)]
     asymmetric: bool,
-    /// A module to keep as it is, by its path or the end of it; the head is kept unless other modules are named.
+    /// A module to keep as it is, by its path or the end of it, or a pattern after `re:`.
     #[arg(long)]
     ignore: Vec<String>,
+    /// What happens to the head (which is also the embedding where the two are tied).
+    #[arg(long, value_enum, default_value = "keep")]
+    head: HeadArg,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -58,9 +70,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let mut options = CompressOptions::new(bits, group);
     options.scheme.symmetric = !args.asymmetric;
-    if !args.ignore.is_empty() {
-        options.ignore.clone_from(&args.ignore);
-    }
+    options.ignore.clone_from(&args.ignore);
+    options.head = match args.head {
+        HeadArg::Keep => Head::Keep,
+        HeadArg::Int8 => Head::Int8,
+    };
     let bar = output::progress(0, "compress");
     let result = compress(&args.source, &args.out, &options, |done, total| {
         bar.set_length(total);
@@ -70,7 +84,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.json {
         return output::json(&serde_json::json!({
             "source_bytes": result.source_bytes, "bytes": result.bytes, "linears": result.linears,
-            "per_channel": result.per_channel, "source_id": result.ids.source,
+            "per_channel": result.per_channel, "kept": result.kept, "relative_error": result.relative_error,
+            "source_id": result.ids.source,
             "compressed_id": result.ids.compressed
         }));
     }
