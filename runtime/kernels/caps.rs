@@ -24,7 +24,7 @@ pub struct Caps {
     pub subgroup_size: u32,
     /// Whether shaders have 16-bit floats in storage.
     pub f16: bool,
-    /// The most bytes of a matrix (or its scales) behind one binding; larger ones are split by rows.
+    /// The most bytes of a matrix, its scales, or logits behind one binding; larger ones are split by rows.
     pub max_binding: u64,
 }
 
