@@ -17,3 +17,8 @@ pub mod text;
 pub mod weights;
 
 pub use error::{Error, Result};
+
+/// The README's program compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -3,7 +3,7 @@
 //! `tests/golden/README.md` says what each case is and how it was made. Logits are float64 results rounded to float32;
 //! the CPU in float32 must be within NMSE 1e-9 of them (measured: about 1e-12), the GPU within 1e-8 (its exp and its
 //! order of additions differ).
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 mod common;
 
@@ -14,7 +14,7 @@ use calora::adapter::{Tail, TaskAdapter};
 use calora::arch;
 use calora::cpu::{CpuDevice, CpuOptions};
 use calora::device::{Activations, Answer, Device, Forward, Model, Want};
-use calora::gpu::{GpuDevice, GpuOptions};
+use calora::gpu::{CapsMask, GpuChoice, GpuDevice, GpuOptions};
 use calora::weights::{ModelFolder, SafetensorsFile};
 use common::nmse;
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ fn golden(path: &Path) -> (Vec<u32>, Vec<f32>) {
 
 /// A case's model, its configuration changed by `edit`.
 fn model(case: &str, edit: impl Fn(&mut Value)) -> Model {
-    let files = ModelFolder::open(&folder(case)).unwrap();
+    let files = ModelFolder::open(folder(case)).unwrap();
     let mut config = files.config().clone();
     edit(&mut config);
     let recipe = arch::recipe(&config, &folder(case).join("config.json")).unwrap();
@@ -53,7 +53,12 @@ fn cpu(model: &Model) -> Box<dyn Device> {
 }
 
 fn gpu(model: &Model) -> Box<dyn Device> {
-    let options = GpuOptions { activations: Activations::F32, ..GpuOptions::any() };
+    let options = GpuOptions {
+        activations: Activations::F32,
+        max_tokens: 64,
+        choice: GpuChoice::Any,
+        mask: CapsMask::default(),
+    };
     Box::new(GpuDevice::new(model, options).unwrap())
 }
 
@@ -131,7 +136,8 @@ fn gpu_agrees_with_transformers_and_peft() {
 #[test]
 fn every_configuration_field_matters() {
     let theta = |v: f64| move |c: &mut Value| c["rope_parameters"]["rope_theta"] = json!(v);
-    let cases: Vec<(&str, &str, Box<dyn Fn(&mut Value)>)> = vec![
+    type Edit = Box<dyn Fn(&mut Value)>;
+    let cases: Vec<(&str, &str, Edit)> = vec![
         ("gqa", "rope_theta", Box::new(theta(10000.0))),
         ("plain", "rms_norm_eps", Box::new(|c| c["rms_norm_eps"] = json!(1e-5))),
         ("llama3", "rope scaling", Box::new(|c| c["rope_parameters"]["rope_type"] = json!("default"))),
@@ -165,7 +171,7 @@ fn shape_fields_must_match_the_tensors() {
         ("gqa", "vocab_size", json!(64)),
         ("tied", "tie_word_embeddings", json!(false)),
     ] {
-        let files = ModelFolder::open(&folder(case)).unwrap();
+        let files = ModelFolder::open(folder(case)).unwrap();
         let mut config = files.config().clone();
         config[field] = value;
         let recipe = arch::recipe(&config, Path::new("config.json"));

@@ -1,5 +1,5 @@
 //! Model folders as they are read: other people's files against independent values, shards, ties, ids and their cache.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::excessive_precision, clippy::unwrap_used, clippy::panic)]
 
 mod common;
 

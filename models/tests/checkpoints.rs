@@ -130,8 +130,11 @@ fn perplexity_of_real_checkpoints() {
         let expected = reference(&golden(&source));
         // (label, bits, group, the most that perplexity may differ; int4 is stated, within a band that a broken
         // kernel leaves at once)
-        let rows =
-            [("f32", None, 0.001), ("int8 g32", Some(Bits::Int8), 0.01), ("int4 g32", Some(Bits::Int4), 0.5)];
+        let rows = [
+            ("f32", None, 0.001f64),
+            ("int8 g32", Some(Bits::Int8), 0.01),
+            ("int4 g32", Some(Bits::Int4), 0.5),
+        ];
         for (label, scheme, limit) in rows {
             let folder = match scheme {
                 None => source.clone(),

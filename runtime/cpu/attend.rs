@@ -95,3 +95,83 @@ fn softmax(scores: &mut [f32], scale: f32) {
     let factor = (1.0 / sum) as f32;
     scores.iter_mut().for_each(|score| *score *= factor);
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::cpu::cache::Cache;
+    use crate::cpu::dot::Simd;
+    use crate::device::Activations;
+
+    /// The formula in float64, one query head at one token; all arrays of one KV head, (S, D).
+    fn reference(q: &[f32], keys: &[f32], values: &[f32]) -> Vec<f64> {
+        let d = q.len();
+        let dot = |k: &[f32]| q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>();
+        let weights: Vec<f64> = keys.chunks(d).map(|k| (dot(k) / (d as f64).sqrt()).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        let value = |i| weights.iter().zip(values.chunks(d)).map(|(w, v)| w * f64::from(v[i])).sum::<f64>();
+        (0..d).map(|i| value(i) / sum).collect()
+    }
+
+    #[test]
+    fn matches_the_formula_over_many_positions() {
+        let mut seed = 5u32;
+        let mut random = |n: usize| -> Vec<f32> {
+            let mut next = || {
+                seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (seed >> 8) as f32 / (1 << 23) as f32 - 1.0
+            };
+            // Halves hold them exactly, so that one bound serves both caches.
+            (0..n).map(|_| (next() * 64.0).round() / 32.0).collect()
+        };
+        // Head sizes that do and do not fill the lanes; positions within a piece, at its border and over several.
+        for (head_dim, heads, kv_heads) in [(8, 4, 2), (64, 6, 2), (20, 3, 3), (128, 4, 1)] {
+            let shape = ModelShape {
+                hidden: 1,
+                mlp: 1,
+                layers: 1,
+                heads,
+                kv_heads,
+                head_dim,
+                vocab: 1,
+                context: 200,
+            };
+            for (first, tokens) in [(0, 1), (0, 3), (62, 3), (147, 2)] {
+                let positions = first + tokens;
+                let keys = random(positions * kv_heads * head_dim);
+                let values = random(positions * kv_heads * head_dim);
+                let query = random(tokens * heads * head_dim);
+                let of_head = |all: &[f32], h: usize, count: usize| -> Vec<f32> {
+                    let rows = all.chunks(kv_heads * head_dim).take(count);
+                    rows.flat_map(|row| row[h * head_dim..(h + 1) * head_dim].to_vec()).collect()
+                };
+                for (activations, simd) in [Activations::F32, Activations::Int8]
+                    .into_iter()
+                    .flat_map(|a| Simd::available().into_iter().map(move |simd| (a, simd)))
+                {
+                    let mut cache = Cache::new(&shape, 200, activations).unwrap();
+                    let width = kv_heads * head_dim;
+                    for (s, (key, value)) in keys.chunks(width).zip(values.chunks(width)).enumerate() {
+                        cache.layers[0].write(s, key, value);
+                    }
+                    let mut attended = vec![f32::NAN; query.len()];
+                    let (kernels, workers) = (simd.kernels().unwrap(), Workers::new(Some(2)).unwrap());
+                    attend(&kernels, &workers, &shape, &cache.layers[0], first, &query, &mut attended);
+                    for (i, (q, out)) in query.chunks(head_dim).zip(attended.chunks(head_dim)).enumerate() {
+                        let (token, head) = (i / heads, i % heads / (heads / kv_heads));
+                        let seen = first + token + 1;
+                        let expected =
+                            reference(q, &of_head(&keys, head, seen), &of_head(&values, head, seen));
+                        for (a, e) in out.iter().zip(expected) {
+                            // Weights add up to one and values stay below two: float32 sums are off by 1e-7 at most.
+                            let case = format!("D {head_dim} first {first} {activations:?} {simd:?}");
+                            assert!((f64::from(*a) - e).abs() < 2e-6, "{case}: {a}, expected {e}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

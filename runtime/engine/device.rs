@@ -5,7 +5,7 @@ use super::load::{ActivationChoice, DeviceChoice, EngineOptions};
 use crate::cpu::{CpuDevice, CpuOptions};
 use crate::device::{Activations, Device, Model};
 use crate::error::{Error, Result};
-use crate::gpu::{GpuDevice, GpuOptions};
+use crate::gpu::{CapsMask, GpuChoice, GpuDevice, GpuOptions};
 use crate::weights::Storage;
 
 /// Places the model on the chosen device.
@@ -25,8 +25,9 @@ pub(super) fn open(model: &Model, options: &EngineOptions) -> Result<Box<dyn Dev
         let options = CpuOptions { threads: options.threads, activations, max_tokens, simd: None };
         Ok(Box::new(CpuDevice::new(model, options)?))
     };
-    let gpu = |software| -> Result<Box<dyn Device>> {
-        let options = GpuOptions { activations, max_tokens, software, ..GpuOptions::default() };
+    let gpu = |software: bool| -> Result<Box<dyn Device>> {
+        let choice = if software { GpuChoice::Any } else { GpuChoice::Hardware };
+        let options = GpuOptions { activations, max_tokens, choice, mask: CapsMask::default() };
         Ok(Box::new(GpuDevice::new(model, options)?))
     };
     match options.device {

@@ -1,1 +1,454 @@
-//! (in the works)
+//! The GPU device over wgpu: the only folder that names its types.
+//!
+//! A model's weights lie in GPU memory as in their files. A forward pass becomes one list of dispatches, one submit and
+//! one readback. Bind group 0 is the base model and never changes; group 1 is the adapter, so a hot swap picks other
+//! groups that were made when the adapter became resident; group 2 is working memory. Which kernels run follows from
+//! [`Caps`], facts of the device that tests may mask.
+//!
+//! Invariant: no call panics on an error of the GPU; after a device is lost every call says so.
+
+mod cache;
+mod context;
+mod matrix;
+mod pipeline;
+mod record;
+mod scratch;
+mod select;
+mod tail;
+
+use std::collections::HashMap;
+
+pub use crate::kernels::{Caps, Family};
+pub use select::{GpuAdapterInfo, GpuChoice};
+
+use crate::adapter::Tail;
+use crate::arch::{MatrixId, Output, Recipe, Slot, Step, VectorId};
+use crate::device::{
+    Activations, Answer, CacheId, Device, DeviceInfo, DeviceMemory, Forward, Model, TailId, Want, check_pass,
+    check_tail,
+};
+use crate::error::{Error, Result};
+use crate::kernels::attention::MAX_DIM;
+use crate::kernels::{BLOCK, Binding, Kernel, Width};
+use cache::GpuCache;
+use context::Context;
+use matrix::GpuMatrix;
+use pipeline::Pipelines;
+use record::{Projection, Recording};
+use scratch::{Place, Scratch, widest_row};
+use tail::{GpuTail, TailOptions};
+
+/// How a GPU device computes.
+#[derive(Clone, Debug)]
+pub struct GpuOptions {
+    /// Precision of the activations that meet compressed weights; also of the KV cache (float32 or half).
+    pub activations: Activations,
+    /// The most tokens one pass takes; fewer where a row of working memory is too wide for the GPU.
+    pub max_tokens: usize,
+    /// Which GPU.
+    pub choice: GpuChoice,
+    /// What to pretend not to have.
+    pub mask: CapsMask,
+}
+
+/// Capabilities to leave unused, so that every fallback can be tested on one machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CapsMask {
+    /// This family instead of the device's own.
+    pub family: Option<Family>,
+    /// No subgroup operations.
+    pub no_subgroups: bool,
+    /// No 16-bit floats in shaders.
+    pub no_f16: bool,
+    /// A smaller binding limit for matrices, bytes.
+    pub max_binding: Option<u64>,
+}
+
+impl CapsMask {
+    fn apply(&self, caps: Caps) -> Caps {
+        Caps {
+            family: self.family.unwrap_or(caps.family),
+            subgroups: caps.subgroups && !self.no_subgroups,
+            subgroup_size: caps.subgroup_size,
+            f16: caps.f16 && !self.no_f16,
+            max_binding: self.max_binding.unwrap_or(u64::MAX).min(caps.max_binding),
+        }
+    }
+}
+
+/// One WGSL module that some device could need.
+#[derive(Clone, Debug)]
+pub struct ShaderSource {
+    /// Its parts in words.
+    pub name: String,
+    /// The joined text.
+    pub wgsl: String,
+}
+
+/// Every shader that the host can build, for validation in tests.
+pub fn shaders() -> Vec<ShaderSource> {
+    let all = Kernel::all();
+    all.iter().map(|kernel| ShaderSource { name: kernel.name(), wgsl: kernel.source() }).collect()
+}
+
+/// A model on a GPU.
+pub struct GpuDevice {
+    context: Context,
+    pipelines: Pipelines,
+    caps: Caps,
+    width: Width,
+    model: Model,
+    info: DeviceInfo,
+    matrices: Vec<GpuMatrix>,
+    /// Group 0 of each linear, by part.
+    linears: Vec<Vec<wgpu::BindGroup>>,
+    /// Group 0 of each embedding table, by part.
+    tables: HashMap<MatrixId, Vec<wgpu::BindGroup>>,
+    /// Group 0 of each norm.
+    norms: HashMap<VectorId, wgpu::BindGroup>,
+    no_norm: wgpu::BindGroup,
+    vector_bytes: u64,
+    scratch: Scratch,
+    caches: HashMap<CacheId, GpuCache>,
+    tails: HashMap<TailId, GpuTail>,
+    /// Ids are never given twice, so that a stale one cannot name somebody else's cache.
+    next_id: u64,
+    dispatches: usize,
+}
+
+impl GpuDevice {
+    /// Opens a GPU and places the model's weights on it.
+    pub fn new(model: &Model, options: GpuOptions) -> Result<Self> {
+        check_model(model)?;
+        if options.max_tokens == 0 {
+            return Err(Error::option("max_tokens", 0, "a pass takes at least one token"));
+        }
+        let opened = select::open(&options.choice)?;
+        let (context, caps) = (opened.context, options.mask.apply(opened.caps));
+        let recipe = &model.recipe;
+        let row = (widest_row(recipe) * 4) as u64;
+        let limit = context.limits.max_storage_buffer_binding_size.min(context.limits.max_buffer_size);
+        let most = (limit / row).min(u64::from(context.limits.max_compute_workgroups_per_dimension)) as usize;
+        let max_tokens = options.max_tokens.min(most.max(1));
+
+        let mut pipelines = Pipelines::default();
+        let mut matrices = Vec::new();
+        for matrix in &model.weights.matrices {
+            matrices.push(GpuMatrix::upload(&context, &caps, matrix)?);
+        }
+        let mut linears = Vec::new();
+        for linear in &recipe.linears {
+            let bias = linear.bias.and_then(|id| model.weights.vectors.get(id.0));
+            let bias = bias.map(Vec::as_slice);
+            linears.push(matrices[linear.matrix.0].bind(&context, &mut pipelines, bias)?);
+        }
+        let mut tables = HashMap::new();
+        let mut norms = HashMap::new();
+        let mut vector_bytes = 0;
+        for step in &recipe.steps {
+            match step {
+                Step::Embed { table } => {
+                    let groups = matrices[table.0].bind(&context, &mut pipelines, None)?;
+                    tables.insert(*table, groups);
+                }
+                Step::Project { norm: Some(id), .. } => {
+                    let mut padded = model.weights.vectors[id.0].clone();
+                    padded.resize(padded.len().next_multiple_of(BLOCK), 0.0);
+                    let buffer = context.upload("a norm", bytemuck::cast_slice(&padded))?;
+                    vector_bytes += buffer.size();
+                    norms.insert(*id, pipelines.bind(&context, &[Binding::Read], &[&buffer])?);
+                }
+                _ => {}
+            }
+        }
+        let placeholder = context.storage("the placeholder of a norm", 16)?;
+        let no_norm = pipelines.bind(&context, &[Binding::Read], &[&placeholder])?;
+        let int8 = options.activations == Activations::Int8;
+        let scratch = Scratch::new(&context, recipe, &matrices, max_tokens, caps.family, int8)?;
+        let info = DeviceInfo {
+            kind: "gpu",
+            name: opened.name,
+            detail: format!("{}; {caps:?}", opened.detail),
+            activations: options.activations,
+            max_tokens,
+        };
+        Ok(Self {
+            width: caps.width(),
+            model: model.clone(),
+            caches: HashMap::new(),
+            tails: HashMap::new(),
+            next_id: 0,
+            dispatches: 0,
+            context,
+            pipelines,
+            caps,
+            info,
+            matrices,
+            linears,
+            tables,
+            norms,
+            no_norm,
+            vector_bytes,
+            scratch,
+        })
+    }
+
+    /// The GPUs of this machine, best first, with why one cannot be used.
+    pub fn list() -> Vec<GpuAdapterInfo> {
+        select::list()
+    }
+
+    /// The capabilities in use.
+    pub fn caps(&self) -> Caps {
+        self.caps
+    }
+
+    /// Dispatches of the last forward pass.
+    pub fn last_dispatches(&self) -> usize {
+        self.dispatches
+    }
+
+    /// Gives the GPU back at once, as if the system had taken it: every later call says that the device is lost.
+    pub fn destroy(&self) {
+        self.context.device.destroy();
+        // The callback that remembers the loss runs while the device is polled.
+        let _ = self.context.device.poll(wgpu::PollType::Poll);
+    }
+
+    fn new_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// Writes what the pass reads: ids and the angles of its positions.
+    fn write_inputs(&self, pass: &Forward<'_>) -> Result<()> {
+        let write = |place: Place, bytes: &[u8]| match self.scratch.buffer(place) {
+            Some(buffer) => self.context.write("the pass's inputs", buffer, 0, bytes),
+            None => Ok(()),
+        };
+        write(Place::Tokens, bytemuck::cast_slice(pass.tokens))?;
+        let frequencies = &self.model.recipe.rope.inverse_frequencies;
+        let mut angles: Vec<[f32; 2]> = Vec::with_capacity(pass.tokens.len() * frequencies.len());
+        for position in pass.position..pass.position + pass.tokens.len() {
+            for frequency in frequencies {
+                let (sine, cosine) = (position as f64 * frequency).sin_cos();
+                angles.push([cosine as f32, sine as f32]);
+            }
+        }
+        write(Place::Angles, bytemuck::cast_slice(&angles))
+    }
+
+    /// Records everything before the logits.
+    fn record_body(
+        &mut self,
+        recording: &mut Recording,
+        pass: &Forward<'_>,
+        tail: Option<&GpuTail>,
+    ) -> Result<()> {
+        let recipe = self.model.recipe.clone();
+        for (step, kind) in recipe.steps.iter().enumerate() {
+            match kind {
+                Step::Embed { table } => self.record_embed(recording, *table, pass.tokens.len())?,
+                Step::Attend { layer } => self.record_attend(recording, pass, *layer)?,
+                Step::Project { output, .. } if is_logits(output) => {}
+                Step::Project { norm, input, linears, output } => {
+                    let (first, tokens) = (0, pass.tokens.len());
+                    let p = Projection { step, norm: *norm, input: *input, linears, output, first, tokens };
+                    self.record_step(recording, &p, tail)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Records the logits of rows `first .. first + tokens` to the first rows of their slot.
+    fn record_logits(
+        &mut self,
+        recording: &mut Recording,
+        (first, tokens): (usize, usize),
+        tail: Option<&GpuTail>,
+    ) -> Result<()> {
+        let recipe = self.model.recipe.clone();
+        for (step, kind) in recipe.steps.iter().enumerate() {
+            if let Step::Project { norm, input, linears, output } = kind
+                && is_logits(output)
+            {
+                let p = Projection { step, norm: *norm, input: *input, linears, output, first, tokens };
+                self.record_step(recording, &p, tail)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn record_step(
+        &mut self,
+        recording: &mut Recording,
+        p: &Projection<'_>,
+        tail: Option<&GpuTail>,
+    ) -> Result<()> {
+        let step_tail = tail.and_then(|t| t.steps.get(p.step)?.as_ref());
+        self.record_project(recording, p, step_tail, tail.map(|t| t.kind))
+    }
+
+    /// Submits a recording and reads `bytes` back from a buffer.
+    fn submit(&mut self, recording: &Recording, read: Option<(Place, u64)>) -> Result<Vec<u8>> {
+        self.dispatches += recording.len();
+        let Some(params) = self.scratch.buffer(Place::Params).cloned() else { return Ok(Vec::new()) };
+        self.context.write("the pass's parameters", &params, 0, recording.params())?;
+        let copy = match read {
+            Some((place, bytes)) => {
+                let target = self.scratch.readback(&self.context, bytes)?;
+                self.scratch.buffer(place).cloned().map(|from| (from, target, bytes))
+            }
+            None => None,
+        };
+        self.context.guard("a forward pass", 0, || {
+            let mut encoder = self.context.device.create_command_encoder(&Default::default());
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            recording.encode(&mut pass);
+            drop(pass);
+            if let Some((from, target, bytes)) = &copy {
+                encoder.copy_buffer_to_buffer(from, 0, target, 0, *bytes);
+            }
+            self.context.queue.submit([encoder.finish()]);
+        })?;
+        match copy {
+            Some((_, target, bytes)) => self.context.read(&target, bytes),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn run(&mut self, pass: &Forward<'_>, tail: Option<&GpuTail>) -> Result<Answer> {
+        let (tokens, vocab) = (pass.tokens.len(), self.model.recipe.shape.vocab);
+        self.dispatches = 0;
+        self.write_inputs(pass)?;
+        let mut recording = Recording::default();
+        self.record_body(&mut recording, pass, tail)?;
+        let last = (tokens - 1, 1);
+        let logits = Place::Slot(Slot::Logits);
+        let row = (vocab * 4) as u64;
+        match pass.want {
+            Want::Nothing => {
+                self.submit(&recording, None)?;
+                Ok(Answer::Nothing)
+            }
+            Want::Argmax => {
+                self.record_logits(&mut recording, last, tail)?;
+                self.record_argmax(&mut recording)?;
+                let bytes = self.submit(&recording, Some((Place::Token, 4)))?;
+                Ok(Answer::Token(bytemuck::pod_collect_to_vec(&bytes).first().copied().unwrap_or_default()))
+            }
+            Want::LastLogits => {
+                self.record_logits(&mut recording, last, tail)?;
+                let bytes = self.submit(&recording, Some((logits, row)))?;
+                Ok(Answer::Logits(bytemuck::pod_collect_to_vec(&bytes)))
+            }
+            Want::AllLogits => {
+                // As many rows at once as one buffer takes; the first of them in the submit of the layers.
+                let limit = self.context.limits.max_storage_buffer_binding_size;
+                let most = (limit.min(self.context.limits.max_buffer_size) / row).max(1) as usize;
+                let most = most.min(tokens);
+                self.scratch.grow_logits(&self.context, most, vocab)?;
+                let mut all = Vec::with_capacity(tokens * vocab);
+                for first in (0..tokens).step_by(most) {
+                    let rows = most.min(tokens - first);
+                    self.record_logits(&mut recording, (first, rows), tail)?;
+                    let bytes = self.submit(&recording, Some((logits, rows as u64 * row)))?;
+                    all.extend(bytemuck::pod_collect_to_vec::<u8, f32>(&bytes));
+                    recording = Recording::default();
+                }
+                Ok(Answer::Logits(all))
+            }
+        }
+    }
+}
+
+impl Device for GpuDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn memory(&self) -> DeviceMemory {
+        DeviceMemory {
+            weights: self.matrices.iter().map(|m| m.bytes).sum::<u64>() + self.vector_bytes,
+            caches: self.caches.values().map(|c| c.bytes).sum(),
+            tails: self.tails.values().map(|t| t.bytes).sum(),
+            scratch: self.scratch.byte_len(),
+        }
+    }
+
+    fn create_cache(&mut self, positions: usize) -> Result<CacheId> {
+        let half = self.info.activations == Activations::Int8;
+        let shape = &self.model.recipe.shape;
+        let cache = GpuCache::new(&self.context, &mut self.pipelines, &self.scratch, shape, positions, half)?;
+        let id = CacheId(self.new_id());
+        self.caches.insert(id, cache);
+        Ok(id)
+    }
+
+    fn drop_cache(&mut self, cache: CacheId) {
+        self.caches.remove(&cache);
+    }
+
+    fn load_tail(&mut self, tail: &Tail) -> Result<TailId> {
+        check_tail(&self.model.recipe, tail)?;
+        let options = TailOptions {
+            activations: self.info.activations,
+            half: self.caps.f16,
+            max_tokens: self.info.max_tokens,
+        };
+        let (context, recipe) = (&self.context, &self.model.recipe);
+        let resident = GpuTail::upload(context, &mut self.pipelines, recipe, &self.matrices, tail, &options)?;
+        let id = TailId(self.new_id());
+        self.tails.insert(id, resident);
+        Ok(id)
+    }
+
+    fn drop_tail(&mut self, tail: TailId) {
+        self.tails.remove(&tail);
+    }
+
+    fn forward(&mut self, pass: &Forward<'_>) -> Result<Answer> {
+        self.context.check("a forward pass")?;
+        let Some(cache) = self.caches.get(&pass.cache) else {
+            return Err(Error::option("cache", pass.cache.0, "this device has no such cache"));
+        };
+        check_pass(&self.model.recipe, &self.info, pass, cache.capacity)?;
+        let Some(id) = pass.tail else { return self.run(pass, None) };
+        // Taken out for the pass, because recording borrows the device.
+        let Some(tail) = self.tails.remove(&id) else {
+            return Err(Error::option("tail", id.0, "this device has no such adapter"));
+        };
+        let answer = self.run(pass, Some(&tail));
+        self.tails.insert(id, tail);
+        answer
+    }
+}
+
+fn is_logits(output: &Output) -> bool {
+    matches!(output, Output::Store(slots) if slots.contains(&Slot::Logits))
+}
+
+/// Refuses weights that are not the recipe's, and shapes that no kernel takes.
+fn check_model(model: &Model) -> Result<()> {
+    let (recipe, weights): (&Recipe, _) = (&model.recipe, &model.weights);
+    for (i, spec) in recipe.matrices.iter().enumerate() {
+        let fits = weights.matrices.get(i).is_some_and(|m| (m.rows, m.cols) == (spec.rows, spec.cols));
+        if !fits || spec.rows == 0 || spec.cols == 0 {
+            let reason = format!("does not have the shape {} x {}", spec.rows, spec.cols);
+            return Err(Error::option("matrix", &spec.path, reason));
+        }
+    }
+    for (i, spec) in recipe.vectors.iter().enumerate() {
+        if weights.vectors.get(i).is_none_or(|v| v.len() != spec.len) {
+            return Err(Error::option("vector", &spec.name, format!("does not have {} elements", spec.len)));
+        }
+    }
+    let dim = recipe.shape.head_dim;
+    if dim > MAX_DIM || !dim.is_multiple_of(2) {
+        let reason =
+            format!("heads of {dim} elements; even sizes up to {MAX_DIM} are supported, the CPU takes any");
+        return Err(Error::NoDevice { wanted: "gpu".into(), reason });
+    }
+    Ok(())
+}

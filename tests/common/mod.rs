@@ -53,8 +53,12 @@ pub enum Store {
 }
 
 /// int4/int8 schemes by their usual names.
-pub fn scheme(bits: Bits, group: Option<usize>, symmetric: bool) -> Store {
-    Store::Packed(Scheme { bits, group: group.map_or(Group::Channel, Group::Size), symmetric })
+pub const fn scheme(bits: Bits, group: Option<usize>, symmetric: bool) -> Store {
+    let group = match group {
+        Some(size) => Group::Size(size),
+        None => Group::Channel,
+    };
+    Store::Packed(Scheme { bits, group, symmetric })
 }
 
 /// A float tensor of the given type from float32 values.

@@ -1,0 +1,216 @@
+//! The command line as a contract: JSON on stdout, errors on stderr with a non-zero code, and what each command does.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn models(path: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path).to_str().unwrap().to_owned()
+}
+
+fn calora(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_calora")).args(arguments).output().unwrap()
+}
+
+/// Runs a command that must succeed; its stdout.
+fn ok(arguments: &[&str]) -> String {
+    let output = calora(arguments);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?} failed: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(arguments: &[&str]) -> Value {
+    serde_json::from_str(&ok(arguments)).unwrap()
+}
+
+/// Runs a command that must fail; its stderr.
+fn fails(arguments: &[&str]) -> String {
+    let output = calora(arguments);
+    assert!(!output.status.success(), "{arguments:?} did not fail");
+    assert!(output.stdout.is_empty(), "{arguments:?} printed a result before it failed");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    stderr
+}
+
+/// The shipped base as int4, and its intent LoRA as a task file.
+struct Work {
+    folder: tempfile::TempDir,
+}
+
+impl Work {
+    fn new() -> Self {
+        let work = Self { folder: tempfile::tempdir().unwrap() };
+        ok(&["compress", &models("base"), &work.path("int4"), "--scheme", "int4"]);
+        let intent = models("adapters/intent");
+        ok(&["pack", &intent, "--base", &models("base"), "--out", &work.path("intent.safetensors")]);
+        work
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+}
+
+#[test]
+fn compress_pack_run_swap() {
+    let work = Work::new();
+    let (model, task) = (work.path("int4"), work.path("intent.safetensors"));
+    let prompt = "wake me with some quiet piano music";
+    for device in ["cpu", "gpu"] {
+        let run = |extra: &[&str]| {
+            let common =
+                ["run", &model, "--prompt", prompt, "--max-tokens", "12", "--device", device, "--json"];
+            json(&[&common[..], extra].concat())
+        };
+        let (plain, adapted) = (run(&[]), run(&["--adapter", &task]));
+        assert_eq!(adapted["text"], "PlayMusic", "{device}: {adapted}");
+        assert_ne!(plain["text"], adapted["text"], "{device}");
+        assert!(adapted["usage"]["output_tokens"].as_u64().unwrap() > 0);
+        // A scale of 0 is no adapter.
+        assert_eq!(run(&["--adapter", &format!("{task}=0")])["text"], plain["text"], "{device}");
+        // The folder and the file are the same task.
+        assert_eq!(run(&["--adapter", &models("adapters/intent")])["text"], "PlayMusic", "{device}");
+    }
+    let streamed = ok(&["run", &model, "--prompt", prompt, "--adapter", &task, "--device", "cpu"]);
+    assert_eq!(streamed.trim(), "PlayMusic");
+}
+
+#[test]
+fn eval_scores_every_kind_of_row() {
+    let work = Work::new();
+    let (model, task) = (work.path("int4"), work.path("intent.safetensors"));
+    let rows = work.path("rows.jsonl");
+    let prompt = |text: &str| format!("<|user|>{text}<|assistant|>");
+    let eval = |text: &str, extra: &[&str]| {
+        std::fs::write(&rows, text).unwrap();
+        let common = ["eval", &model, "--data", &rows, "--device", "cpu", "--json"];
+        json(&[&common[..], extra].concat())
+    };
+    let completion =
+        serde_json::json!({"prompt": prompt("play some jazz"), "completion": "PlayMusic"}).to_string();
+    assert_eq!(eval(&completion, &["--adapter", &task])["exact_match"], 1.0);
+    assert_eq!(eval(&completion, &[])["exact_match"], 0.0);
+    let choices = ["GetWeather", "PlayMusic", "BookRestaurant"];
+    let choice =
+        serde_json::json!({"prompt": prompt("will it rain in Rome"), "choices": choices, "label": 0});
+    assert_eq!(eval(&choice.to_string(), &["--adapter", &task])["accuracy"], 1.0);
+    let text = serde_json::json!({"text": "The old man went down to the sea."}).to_string();
+    let result = eval(&text, &[]);
+    let (loss, perplexity) = (result["loss"].as_f64().unwrap(), result["perplexity"].as_f64().unwrap());
+    assert!((loss.exp() - perplexity).abs() < 1e-6 && loss > 1.0 && loss < 8.0, "{result}");
+}
+
+#[test]
+fn logits_are_written_in_the_reference_mode() {
+    let work = Work::new();
+    let out = work.path("logits.safetensors");
+    ok(&["logits", &work.path("int4"), "--ids", "1,5,9,33", "--out", &out, "--device", "cpu"]);
+    let bytes = std::fs::read(&out).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(file.tensor("logits").unwrap().shape(), [4, 4096]);
+    let f32_mode = bytes;
+    let arguments = ["--activations", "f32"];
+    ok(&[
+        &["logits", &work.path("int4"), "--ids", "1,5,9,33", "--out", &out, "--device", "cpu"][..],
+        &arguments,
+    ]
+    .concat());
+    assert_eq!(std::fs::read(&out).unwrap(), f32_mode);
+    ok(&[
+        "logits",
+        &work.path("int4"),
+        "--ids",
+        "1,5,9,33",
+        "--out",
+        &out,
+        "--device",
+        "cpu",
+        "--activations",
+        "int8",
+    ]);
+    assert_ne!(std::fs::read(&out).unwrap(), f32_mode);
+}
+
+#[test]
+fn inspect_and_devices() {
+    let work = Work::new();
+    let model = json(&["inspect", &work.path("int4"), "--json"]);
+    assert_eq!(model["schemes"]["int4 g32"]["matrices"], 42, "{model}");
+    let source = json(&["inspect", &models("base"), "--json"]);
+    assert_eq!(model["source_id"], source["source_id"]);
+    assert!(model["compressed_id"].is_string() && source["compressed_id"].is_null());
+    let task = json(&["inspect", &work.path("intent.safetensors"), "--base", &work.path("int4"), "--json"]);
+    assert_eq!((&task["base"], &task["coverage"]["touched"]), (&source["source_id"], &Value::from(42)));
+    assert_eq!(task["coverage"]["base"], "matched");
+    let devices = json(&["devices", "--json"]);
+    assert!(devices["cpu"]["threads"].as_u64().unwrap() > 0);
+    assert!(!devices["gpus"].as_array().unwrap().is_empty(), "no GPU, not even software Vulkan");
+}
+
+#[test]
+fn bench_has_its_fields() {
+    let work = Work::new();
+    let (model, task, plot) = (work.path("int4"), work.path("intent.safetensors"), work.path("bench.svg"));
+    let common =
+        ["bench", &model, "--prompt-tokens", "8", "--output-tokens", "4", "--runs", "1", "--device", "cpu"];
+    let plain = json(&[&common[..], &["--json"]].concat());
+    let adapted = json(&[&common[..], &["--json", "--adapter", &task, "--plot", &plot]].concat());
+    for field in [
+        "prefill_tokens_per_second",
+        "decode_tokens_per_second",
+        "time_to_first_token_ms",
+        "load_ms",
+        "weight_bytes",
+        "adapter_bytes",
+        "peak_rss_bytes",
+    ] {
+        assert!(plain[field].is_number() && adapted[field].is_number(), "{field}: {adapted}");
+    }
+    assert!(plain["device"].is_string() && plain["swap_us"].is_null());
+    for field in ["decode_adapter_overhead", "prefill_adapter_overhead"] {
+        assert!(plain[field].is_null() && adapted[field].is_number(), "{field}");
+    }
+    for kind in ["hot", "first_use"] {
+        let times = &adapted["swap_us"][kind];
+        assert!(times["p50"].as_f64().unwrap() <= times["p99"].as_f64().unwrap(), "{kind}");
+    }
+    assert!(adapted["adapter_bytes"].as_u64().unwrap() > 0);
+    assert!(std::fs::read_to_string(&plot).unwrap().starts_with("<svg"));
+}
+
+#[test]
+fn mistakes_are_explained() {
+    let work = Work::new();
+    let (model, base) = (work.path("int4"), models("base"));
+    let nowhere = work.path("nowhere");
+    let cases: Vec<(Vec<&str>, &str)> = vec![
+        (vec!["run", &nowhere, "--prompt", "x"], "nowhere"),
+        (vec!["compress", &base, &model, "--scheme", "int4"], "int4"),
+        (vec!["compress", &base, &nowhere, "--scheme", "int4", "--group-size", "48"], "48"),
+        (vec!["compress", &base, &nowhere, "--scheme", "int5"], "int8"),
+        (vec!["compress", &model, &nowhere, "--scheme", "int4"], "compressed already"),
+        (vec!["run", &model, "--prompt", "x", "--adapter", &nowhere], "nowhere"),
+        (vec!["run", &model, "--prompt", "x", "--top-p", "7"], "top_p"),
+        (vec!["run", &model, "--prompt", "x", "--context", "100000"], "context"),
+        (vec!["logits", &model, "--ids", "1,99999", "--out", &nowhere], "99999"),
+        (vec!["eval", &model, "--data", &nowhere], "nowhere"),
+        (vec!["pack", &base, "--base", &model, "--out", &nowhere], "adapter_config.json"),
+    ];
+    for (arguments, word) in cases {
+        let stderr = fails(&arguments);
+        assert!(stderr.contains(word), "{arguments:?}: {stderr}");
+    }
+    assert!(!PathBuf::from(&nowhere).exists(), "a failed command left something behind");
+}
+
+#[test]
+fn the_demo_answers() {
+    let text = ok(&["demo", "--device", "cpu"]);
+    for word in ["PlayMusic", "GetWeather", "spam", "swapped in"] {
+        assert!(text.contains(word), "{word} is missing in: {text}");
+    }
+}
