@@ -2,7 +2,7 @@
 //! engine, transformers and vLLM load.
 //!
 //! Tensors stream through row blocks, so memory stays near one block however large the model is. Invariant: OUT
-//! appears whole or not at all. The plan is in `plan`, the file in `writer`.
+//! appears whole or not at all. The plan is in `plan.rs`, the file in `writer.rs`.
 
 mod plan;
 mod writer;

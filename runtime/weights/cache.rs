@@ -4,14 +4,14 @@
 //! (size or time of change) or configuration makes the entry void.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::PathBuf;
 use std::time::UNIX_EPOCH;
 
 use serde_json::{Value, json};
 
 use super::folder::ModelFolder;
 use super::id::is_id;
+use super::write::write_atomically;
 
 /// The file's name in the model folder.
 const NAME: &str = ".calora-id.json";
@@ -50,20 +50,8 @@ impl Key {
     /// Keeps an id; a folder that cannot be written is left as it is.
     pub(super) fn write(&self, id: &str) {
         let content = json!({"id": id, "seen": self.seen}).to_string();
-        if let Err(e) = replace(&self.path, content.as_bytes()) {
-            log::debug!("{}: the id is not kept: {e}", self.path.display());
+        if let Err(e) = write_atomically(&self.path, content.as_bytes()) {
+            log::debug!("the id is not kept: {e}");
         }
     }
-}
-
-/// Writes a file so that a reader sees the old content or the new, never a part.
-fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let unique = COUNT.fetch_add(1, Ordering::Relaxed);
-    let temporary = path.with_extension(format!("{}-{unique}.tmp", std::process::id()));
-    let written = fs::write(&temporary, content).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
 }
