@@ -151,6 +151,9 @@ impl Engine {
         // Only an adapter that names its base makes a foreign folder compute its ids, which reads all its weights.
         let ids = if info.base.is_some() { self.ids()? } else { BaseIds::default() };
         let (tail, coverage) = adapter.bind(self.recipe(), &ids)?;
+        if coverage.does_nothing() {
+            log::warn!("adapter {} fits but does nothing: all its branches are zero", info.name);
+        }
         let bound = BoundAdapter::new(info.name.clone(), tail, TaskDefaults::read(info)?);
         Ok((bound, coverage))
     }

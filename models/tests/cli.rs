@@ -182,6 +182,53 @@ fn bench_has_its_fields() {
     assert!(std::fs::read_to_string(&plot).unwrap().starts_with("<svg"));
 }
 
+/// Software Vulkan is for tests: the CPU device is faster on the same cores.
+#[test]
+fn auto_takes_the_cpu_where_every_gpu_is_software() {
+    let work = Work::new();
+    let devices = json(&["devices", "--json"]);
+    let hardware =
+        devices["gpus"].as_array().unwrap().iter().any(|g| g["kind"] != "Cpu" && g["unusable"].is_null());
+    let common = [
+        "bench",
+        &work.path("int4"),
+        "--prompt-tokens",
+        "4",
+        "--output-tokens",
+        "2",
+        "--runs",
+        "1",
+        "--json",
+    ];
+    let device = |extra: &[&str]| json(&[&common[..], extra].concat())["device"].as_str().unwrap().to_owned();
+    assert_eq!(device(&[]).starts_with("cpu"), !hardware);
+    assert!(device(&["--device", "gpu"]).starts_with("gpu"));
+}
+
+#[test]
+fn a_chat_switches_tasks() {
+    let work = Work::new();
+    let mut chat = Command::new(env!("CARGO_BIN_EXE_calora"))
+        .args(["run", &work.path("int4"), "--adapter", &work.path("intent.safetensors"), "--device", "cpu"])
+        .args(["--max-tokens", "12"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines =
+        "/tasks\n/stats\n/task nothing\n/task intent\nplay some jazz\n/stats\n/task\nplay some jazz\n/quit\n";
+    std::io::Write::write_all(&mut chat.stdin.take().unwrap(), lines.as_bytes()).unwrap();
+    let output = chat.wait_with_output().unwrap();
+    let (stdout, stderr) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{stderr}");
+    assert_eq!(stdout.matches("PlayMusic").count(), 1, "once with the task, not without: {stdout}");
+    for word in ["intent", "nothing was generated yet", "no task nothing", "swapped in", "tokens/s"] {
+        assert!(stderr.contains(word), "{word}: {stderr}");
+    }
+}
+
 #[test]
 fn mistakes_are_explained() {
     let work = Work::new();

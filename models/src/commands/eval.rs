@@ -38,10 +38,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let bar = output::progress(rows.len() as u64, "rows");
     let result = evaluate(&engine, &adapters, &rows, args.window, || bar.inc(1))?;
     bar.finish_and_clear();
+    // Int8 activations cost a little quality: every result says under which it was measured.
+    let device = engine.device_info();
+    let activations = format!("{:?}", device.activations).to_lowercase();
     if args.json {
-        return output::json(&result);
+        let mut value = serde_json::to_value(&result)?;
+        value["device"] = device.kind.into();
+        value["activations"] = activations.into();
+        return output::json(&value);
     }
-    output::line(format!("{} rows", result.rows))?;
+    output::line(format!("{} rows, {} device, {activations} activations", result.rows, device.kind))?;
     for (name, value) in [
         ("accuracy", result.accuracy),
         ("exact match", result.exact_match),

@@ -92,7 +92,8 @@ fn adapter(path: &Path, base: Option<&Path>) -> Result<Value> {
         let (_, coverage) = adapter.bind(&recipe, &folder.ids()?)?;
         report["coverage"] = json!({
             "base": format!("{:?}", coverage.base).to_lowercase(),
-            "touched": coverage.touched.len(), "untouched": coverage.untouched
+            "touched": coverage.touched.len(), "untouched": coverage.untouched,
+            "idle": coverage.idle, "missing": coverage.missing, "unchecked": coverage.unchecked
         });
     }
     Ok(report)
