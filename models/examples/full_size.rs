@@ -32,6 +32,8 @@ fn main() -> Result<()> {
             let load = start.elapsed();
             let adapter = engine.open_adapter(folder.join("task.safetensors"))?;
             let adapters = [(adapter, 1.0)];
+            // Held, so that its bytes are there when they are counted.
+            let _resident = engine.resident(&adapters)?;
             let (tokens, speed) = generate(&engine, &prompt, &adapters, count)?;
             let memory = engine.memory();
             println!(
