@@ -5,3 +5,5 @@ pub mod eval;
 pub mod pack;
 pub mod plot;
 pub mod rows;
+#[cfg(feature = "train")]
+pub mod train;
