@@ -98,7 +98,7 @@ pub fn loss_and_gradient(
     let mut collect = |loss: Tensor<1>, value: &mut f64, weight: f64| -> Result<()> {
         let loss = if weight == 1.0 { loss } else { loss.mul_scalar(weight) };
         let mut gradients = loss.backward();
-        *value += f64::from(loss.inner().try_into_scalar::<f32>()?) / weight;
+        *value += loss.inner().try_into_scalar::<f64>()? / weight;
         if let Some(part) = leaf.grad_remove(&mut gradients) {
             gradient = gradient.clone() + part;
         }
@@ -131,8 +131,8 @@ pub fn loss_and_gradient(
             let log_q = activation::log_softmax(other, 1);
             let divergence = (log_q.clone().exp() * (log_q - log_p)).sum();
             let divergence = divergence.div_scalar(totals.counted as f64);
-            terms.logits += f64::from(divergence.clone().inner().try_into_scalar::<f32>()?);
-            terms.cross_entropy += f64::from(loss.clone().inner().try_into_scalar::<f32>()?);
+            terms.logits += divergence.clone().inner().try_into_scalar::<f64>()?;
+            terms.cross_entropy += loss.clone().inner().try_into_scalar::<f64>()?;
             loss = loss + divergence.mul_scalar(weights.logits);
             collect(loss, &mut 0.0, 1.0)?;
         } else {

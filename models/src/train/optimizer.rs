@@ -32,7 +32,7 @@ impl Optimizer {
         learning_rate: f64,
     ) -> Result<(Branches, f64)> {
         let squares = gradients.iter().map(|g| g.clone().square().sum()).collect();
-        let norm = f64::from(Tensor::<1>::cat(squares, 0).sum().try_into_scalar::<f32>()?).sqrt();
+        let norm = Tensor::<1>::cat(squares, 0).sum().try_into_scalar::<f64>()?.sqrt();
         if !norm.is_finite() {
             bail!("the gradients are not finite; lower the learning rate, or check the rows and the LoRA");
         }
