@@ -11,9 +11,9 @@ use clap::{Parser, Subcommand};
 
 #[cfg(feature = "train")]
 use commands::{adapt, lora};
+use commands::{bench, compress, demo, devices, eval, inspect, logits, pack, run};
 #[cfg(not(feature = "train"))]
 use commands::{untrained as adapt, untrained as lora};
-use commands::{bench, compress, demo, devices, eval, inspect, logits, pack, run};
 
 /// One compressed LLM, many tasks: each a small file, swapped in an instant.
 #[derive(Parser)]

@@ -135,10 +135,8 @@ impl Setting {
         let hidden = head.last_hidden(&plan).unwrap();
         let square = hidden.clone().square().sum().try_into_scalar::<f64>().unwrap();
         let teacher = Teacher { hidden, head };
-        let totals = Totals {
-            counted: self.examples.iter().map(Example::counted).sum(),
-            teacher_square: square,
-        };
+        let totals =
+            Totals { counted: self.examples.iter().map(Example::counted).sum(), teacher_square: square };
         let pass = Pass { model: &self.model, branches, batch: &batch };
         let (terms, gradients) = gradients(&pass, &plan, held, Some(&teacher), weights, &totals).unwrap();
         (terms, gradients.into_iter().map(|g| g.try_into_vec_as::<f64>().unwrap()).collect())
@@ -153,8 +151,7 @@ fn gradients_agree_with_finite_differences() {
     let (terms, gradients) = setting.compute(0, &WEIGHTS);
     assert!(terms.cross_entropy > 0.1 && terms.hidden > 1e-3 && terms.logits > 1e-4, "{terms:?}");
     let tensors: Vec<Tensor<2>> = setting.branches.tensors().cloned().collect();
-    let values: Vec<Vec<f64>> =
-        tensors.iter().map(|t| t.clone().try_into_vec_as::<f64>().unwrap()).collect();
+    let values: Vec<Vec<f64>> = tensors.iter().map(|t| t.clone().try_into_vec_as::<f64>().unwrap()).collect();
     let (step, mut worst, mut checked) = (1e-5, 0.0f64, 0);
     for (index, tensor) in tensors.iter().enumerate().step_by(3) {
         let at = (index * 37 + 11) % values[index].len();
@@ -189,7 +186,10 @@ fn blocks_held_do_not_change_gradients() {
         for (a, b) in whole.iter().zip(&parts) {
             let scale = a.iter().fold(0.0f64, |m, v| m.max(v.abs()));
             assert!(scale > 0.0, "a gradient is zero");
-            assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-12 * scale + 1e-18), "{held} blocks held");
+            assert!(
+                a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-12 * scale + 1e-18),
+                "{held} blocks held"
+            );
         }
     }
 }

@@ -196,7 +196,8 @@ pub(crate) fn print(report: &Report, json: bool, out: &Path) -> Result<()> {
     if report.left_out > 0 {
         output::line(format!("{} rows are longer than --max-length and were left out", report.left_out))?;
     }
-    let memory = report.peak_memory.map(|m| format!(", peak memory {}", output::bytes(m))).unwrap_or_default();
+    let memory =
+        report.peak_memory.map(|m| format!(", peak memory {}", output::bytes(m))).unwrap_or_default();
     output::line(format!(
         "{} parameters, {} steps, {:.1} s, {:.0} tokens/s{memory}",
         report.trainable_parameters, report.steps, report.seconds, report.tokens_per_second

@@ -131,9 +131,14 @@ pub fn adapt(job: &AdaptJob, progress: &mut dyn FnMut(Event)) -> Result<Report> 
         };
         let factors = match job.init {
             Init::Zero => BTreeMap::new(),
-            Init::Residual => {
-                residual(job, (&base, &compressed), lora.as_ref().map(|l| &l.1), &linears, (kind, rank), progress)?
-            }
+            Init::Residual => residual(
+                job,
+                (&base, &compressed),
+                lora.as_ref().map(|l| &l.1),
+                &linears,
+                (kind, rank),
+                progress,
+            )?,
         };
         start::add_recovery(&mut branches, recipe, &linears, (branch_kind, rank), factors, seed, place);
     }
@@ -189,7 +194,9 @@ fn check(job: &AdaptJob) -> Result<()> {
             bail!("--recovery-rank 0: expected at least 1; --no-recover leaves recovery out");
         }
         if kind == Recovery::Gelu && job.init == Init::Residual && rank % 2 == 1 {
-            bail!("--recovery-rank {rank}: a GELU branch that begins from the residual has mirrored pairs; expected an even rank");
+            bail!(
+                "--recovery-rank {rank}: a GELU branch that begins from the residual has mirrored pairs; expected an even rank"
+            );
         }
     }
     for weight in [job.distill.hidden, job.distill.logits] {

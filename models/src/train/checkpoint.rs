@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::branches::Values;
 use super::evaluate::Score;
 use super::optimizer::Moments;
+use crate::plot::Series;
 
 /// Where a run keeps its things.
 pub struct RunFolder {
@@ -107,7 +108,9 @@ impl RunFolder {
             }
         }
         match damaged {
-            Some(error) => Err(error.context("no checkpoint of this run can be read; remove the run's folder")),
+            Some(error) => {
+                Err(error.context("no checkpoint of this run can be read; remove the run's folder"))
+            }
             None => Ok(None),
         }
     }
@@ -159,14 +162,38 @@ impl RunFolder {
         let text = fs::read_to_string(&path).unwrap_or_default();
         let known = |line: &&str| {
             let value: Option<serde_json::Value> = serde_json::from_str(line).ok();
-            value.is_some_and(|v| v["step"].as_u64().is_some_and(|s| s <= step as u64 && (step > 0 || s > 0)))
+            step > 0 && value.and_then(|v| v["step"].as_u64()).is_some_and(|at| at <= step as u64)
         };
         let kept: String = text.lines().filter(known).map(|line| format!("{line}\n")).collect();
         let write = || -> Result<fs::File> {
-            fs::write(&path, if step == 0 { "" } else { &kept })?;
+            fs::write(&path, &kept)?;
             Ok(fs::OpenOptions::new().append(true).open(&path)?)
         };
         Ok(Log { file: write().with_context(|| path.display().to_string())?, path })
+    }
+
+    /// Draws the log.
+    pub fn plot(&self, title: &str) -> Result<()> {
+        let log = self.path.join("log.jsonl");
+        let text = fs::read_to_string(&log).with_context(|| log.display().to_string())?;
+        let values: Vec<serde_json::Value> =
+            text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let series = |label: &str, pick: &dyn Fn(&serde_json::Value) -> Option<f64>| Series {
+            label: label.to_owned(),
+            points: values.iter().filter_map(|v| Some((v["step"].as_f64()?, pick(v)?))).collect(),
+        };
+        let all = [
+            series("training", &|v| v["cross_entropy"].as_f64()),
+            series("held-out", &|v| v["heldout"]["loss"].as_f64()),
+            series("distance to the teacher", &|v| v["hidden"].as_f64().filter(|d| *d > 0.0)),
+        ];
+        let drawn: Vec<Series> = all.into_iter().filter(|s| !s.points.is_empty()).collect();
+        if drawn.is_empty() {
+            return Ok(());
+        }
+        let svg = crate::plot::lines(title, "step; cross-entropy in nats a token", &drawn);
+        calora::weights::write_atomically(&self.path.join("loss.svg"), svg.as_bytes())?;
+        Ok(())
     }
 
     fn checkpoint_path(&self, step: usize) -> PathBuf {
@@ -177,7 +204,8 @@ impl RunFolder {
         let mut steps = Vec::new();
         for entry in fs::read_dir(&self.path).with_context(|| self.path.display().to_string())? {
             let name = entry?.file_name();
-            let step: Option<usize> = name.to_str().and_then(|n| n.strip_prefix("checkpoint-")).and_then(|n| n.parse().ok());
+            let step: Option<usize> =
+                name.to_str().and_then(|n| n.strip_prefix("checkpoint-")).and_then(|n| n.parse().ok());
             steps.extend(step);
         }
         Ok(steps)

@@ -51,7 +51,10 @@ impl Encoder<'_> {
             [front.as_slice(), &self.tokenizer.encode_plain(answer)?].concat()
         };
         // A completion may spell its own end of turn; else the model learns to stop by EOS.
-        if end && let Some(eos) = self.tokenizer.eos() && ids.last() != Some(&eos) {
+        if end
+            && let Some(eos) = self.tokenizer.eos()
+            && ids.last() != Some(&eos)
+        {
             ids.push(eos);
         }
         Ok(Example { first: front.len().max(1), ids })
@@ -68,7 +71,10 @@ impl Encoder<'_> {
                 let body = &ids[usize::from(bos.is_some())..];
                 let windows = body.chunks(self.max_length - usize::from(bos.is_some()));
                 windows
-                    .map(|part| Example { ids: bos.into_iter().chain(part.iter().copied()).collect(), first: 1 })
+                    .map(|part| Example {
+                        ids: bos.into_iter().chain(part.iter().copied()).collect(),
+                        first: 1,
+                    })
                     .filter(|example| example.ids.len() >= 2)
                     .collect()
             }

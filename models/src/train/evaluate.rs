@@ -125,8 +125,7 @@ fn tokens_of(pass: &Pass<'_>, plan: &Plan, hidden: Tensor<2>) -> Result<(Vec<f32
         let logits = pass.logits(plan, hidden.clone().select(0, rows))?;
         let wanted = &batch.targets[start..start + count];
         let targets: Vec<i32> = wanted.iter().map(|t| *t as i32).collect();
-        let targets =
-            Tensor::<2, Int>::from_data(TensorData::new(targets, [count, 1]), &pass.model.device);
+        let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [count, 1]), &pass.model.device);
         let best = logits.clone().argmax(1).try_into_vec_as::<i32>()?;
         greedy.extend(best.iter().zip(wanted).map(|(best, wanted)| *best == *wanted as i32));
         let log_p = activation::log_softmax(logits, 1).gather(1, targets).neg();

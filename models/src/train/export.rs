@@ -28,10 +28,14 @@ pub fn peft(path: &Path, recipe: &Recipe, branches: &Branches, base: &Path) -> R
     }
     let Some(first) = loras.values().next() else { bail!("there is nothing to write") };
     let (rank, alpha) = (first.down.rows, first.scaling * first.down.rows as f32);
-    let pattern = |value: &dyn Fn(&Lora) -> serde_json::Value, usual: serde_json::Value| -> serde_json::Value {
-        let other = loras.iter().filter(|(_, lora)| value(lora) != usual);
-        other.map(|(module, lora)| ((*module).to_owned(), value(lora))).collect::<serde_json::Map<_, _>>().into()
-    };
+    let pattern =
+        |value: &dyn Fn(&Lora) -> serde_json::Value, usual: serde_json::Value| -> serde_json::Value {
+            let other = loras.iter().filter(|(_, lora)| value(lora) != usual);
+            other
+                .map(|(module, lora)| ((*module).to_owned(), value(lora)))
+                .collect::<serde_json::Map<_, _>>()
+                .into()
+        };
     let rank_of = |lora: &Lora| json!(lora.down.rows);
     let alpha_of = |lora: &Lora| json!(lora.scaling * lora.down.rows as f32);
     let mut suffixes: Vec<&str> = loras.keys().map(|m| m.rsplit('.').next().unwrap_or(m)).collect();
@@ -62,7 +66,10 @@ pub fn peft(path: &Path, recipe: &Recipe, branches: &Branches, base: &Path) -> R
     let bytes = safetensors::serialize(views, Some(metadata))?;
     fs::create_dir_all(path).with_context(|| path.display().to_string())?;
     calora::weights::write_atomically(&path.join("adapter_model.safetensors"), &bytes)?;
-    calora::weights::write_atomically(&path.join("adapter_config.json"), &serde_json::to_vec_pretty(&config)?)?;
+    calora::weights::write_atomically(
+        &path.join("adapter_config.json"),
+        &serde_json::to_vec_pretty(&config)?,
+    )?;
     Ok(())
 }
 

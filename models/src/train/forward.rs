@@ -99,9 +99,7 @@ impl Pass<'_> {
     /// (T, C): the residual before the first layer.
     pub fn embed(&self) -> Result<Tensor<2>> {
         match self.model.recipe.steps.first() {
-            Some(Step::Embed { table }) => {
-                self.model.rows(*table, &self.batch.ids)
-            }
+            Some(Step::Embed { table }) => self.model.rows(*table, &self.batch.ids),
             _ => bail!("the recipe does not begin with an embedding"),
         }
     }
@@ -121,11 +119,8 @@ impl Pass<'_> {
                     self.project(x, linears, output, &mut slots)?;
                 }
                 Step::Attend { .. } => {
-                    let attended = self.attend(
-                        slots.get(Slot::Query)?,
-                        slots.get(Slot::Key)?,
-                        slots.get(Slot::Value)?,
-                    );
+                    let attended =
+                        self.attend(slots.get(Slot::Query)?, slots.get(Slot::Key)?, slots.get(Slot::Value)?);
                     slots.set(Slot::Attended, attended);
                 }
             }

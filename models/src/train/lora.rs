@@ -98,8 +98,11 @@ pub fn lora(job: &LoraJob, progress: &mut dyn FnMut(Event)) -> Result<Report> {
         bail!("--rank {} --alpha {}: expected positive numbers", job.rank, job.alpha);
     }
     let base = Base::open(&job.model)?;
-    let encoder =
-        Encoder { tokenizer: &base.tokenizer, max_length: job.options.max_length, vocab: base.recipe.shape.vocab };
+    let encoder = Encoder {
+        tokenizer: &base.tokenizer,
+        max_length: job.options.max_length,
+        vocab: base.recipe.shape.vocab,
+    };
     let train_rows = rows::read(&job.data, None)?;
     let (examples, left_out) = encoder.training(&train_rows, &job.data)?;
     let heldout = job.heldout.as_ref().map(|path| rows::read(path, job.heldout_limit)).transpose()?;

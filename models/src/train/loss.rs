@@ -123,8 +123,7 @@ pub fn loss_and_gradient(
         let logits = pass.logits(plan, leaf.clone().select(0, rows.clone()))?;
         let log_p = activation::log_softmax(logits, 1);
         let targets: Vec<i32> = batch.targets[start..start + count].iter().map(|t| *t as i32).collect();
-        let targets =
-            Tensor::<2, Int>::from_data(TensorData::new(targets, [count, 1]), &pass.model.device);
+        let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [count, 1]), &pass.model.device);
         let mut loss = log_p.clone().gather(1, targets).sum().div_scalar(-(totals.counted as f64));
         if let Some(teacher) = teacher.filter(|_| weights.logits > 0.0) {
             let other = teacher.head.logits(plan, teacher.hidden.clone().select(0, rows))?;

@@ -116,8 +116,7 @@ mod tests {
 
     #[test]
     fn warms_up_and_falls() {
-        let options =
-            TrainOptions { steps: 110, warmup: 10, learning_rate: 1.0, ..TrainOptions::default() };
+        let options = TrainOptions { steps: 110, warmup: 10, learning_rate: 1.0, ..TrainOptions::default() };
         let at = |step| options.learning_rate_at(step);
         assert!(at(0) > 0.0 && at(0) < at(5) && at(9) < 1.0);
         assert_eq!(at(10), 1.0);

@@ -125,7 +125,9 @@ pub fn train(
     }
     let mut log = job.folder.map(|folder| folder.log_from(first)).transpose()?;
     let heldout = job.heldout.as_ref().map(|(rows, encoder)| heldout_examples(rows, encoder)).transpose()?;
-    if first == 0 && let Some((rows, encoder)) = &job.heldout {
+    if first == 0
+        && let Some((rows, encoder)) = &job.heldout
+    {
         let score = evaluate::score(job.model, &branches, encoder, rows)?;
         best = Some(Best { step: 0, loss: score.loss, branches: branches.values()? });
         start = Some(score);
@@ -186,6 +188,9 @@ pub fn train(
             };
             folder.save(&checkpoint, &names)?;
         }
+    }
+    if let Some(folder) = job.folder {
+        folder.plot("loss")?;
     }
     let mut result = None;
     if let (Some(best), Some((rows, encoder))) = (best, &job.heldout) {

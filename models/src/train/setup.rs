@@ -93,7 +93,9 @@ pub fn check_pair(base: &Base, compressed: &Base) -> Result<()> {
         std::fs::read(&file).with_context(|| file.display().to_string())
     };
     if tokenizer(base.folder.path())? != tokenizer(compressed.folder.path())? {
-        bail!("{a} and {b} have different tokenizers; copy the base's tokenizer.json beside the compressed weights");
+        bail!(
+            "{a} and {b} have different tokenizers; copy the base's tokenizer.json beside the compressed weights"
+        );
     }
     Ok(())
 }
