@@ -21,7 +21,7 @@ fn inputs(block: u32) -> Inputs {
 }
 
 fn weight_block(block: u32, scale: f32, zero: f32) -> WeightBlock {
-    return WeightBlock(weights_i8(block), scale, i32(zero - INT8_SHIFT));
+    return WeightBlock(weights_i8(block), scale * (1.0 / INT8_STEPS), i32(zero * INT8_STEPS - INT8_SHIFT));
 }
 
 fn product(w: WeightBlock, v: Inputs) -> f32 {

@@ -3,20 +3,40 @@
 
 // Even elements of each eight, then odd ones: the order in which masking yields int4 weights.
 const EVEN_ODD: u32 = 1u;
+// Each fourth element of each sixteen: the order in which masking yields int2 and int3 weights.
+const FOURTHS: u32 = 2u;
 
 fn largest(v: vec4<f32>) -> f32 {
     let a = abs(v);
     return max(max(a.x, a.y), max(a.z, a.w));
 }
 
-// Eight values as two words, and their sum.
-fn octet(lo: vec4<f32>, hi: vec4<f32>, inverse: f32) -> vec3<i32> {
-    let p = vec4<i32>(round(lo * inverse));
-    let q = vec4<i32>(round(hi * inverse));
-    let first = select(p, vec4<i32>(p.x, p.z, q.x, q.z), params.order == EVEN_ODD);
-    let second = select(q, vec4<i32>(p.y, p.w, q.y, q.w), params.order == EVEN_ODD);
-    let s = p + q;
-    return vec3<i32>(bitcast<i32>(pack(first)), bitcast<i32>(pack(second)), s.x + s.y + s.z + s.w);
+struct Sixteen {
+    words: vec4<u32>,
+    sum: i32,
+}
+
+// Sixteen values as four words, and their sum.
+fn sixteen(a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>, inverse: f32) -> Sixteen {
+    let p = vec4<i32>(round(a * inverse));
+    let q = vec4<i32>(round(b * inverse));
+    let r = vec4<i32>(round(c * inverse));
+    let s = vec4<i32>(round(d * inverse));
+    let sums = p + q + r + s;
+    let sum = sums.x + sums.y + sums.z + sums.w;
+    if params.order == EVEN_ODD {
+        let first = pack(vec4<i32>(p.x, p.z, q.x, q.z));
+        let second = pack(vec4<i32>(p.y, p.w, q.y, q.w));
+        let third = pack(vec4<i32>(r.x, r.z, s.x, s.z));
+        return Sixteen(vec4<u32>(first, second, third, pack(vec4<i32>(r.y, r.w, s.y, s.w))), sum);
+    }
+    if params.order == FOURTHS {
+        let first = pack(vec4<i32>(p.x, q.x, r.x, s.x));
+        let second = pack(vec4<i32>(p.y, q.y, r.y, s.y));
+        let third = pack(vec4<i32>(p.z, q.z, r.z, s.z));
+        return Sixteen(vec4<u32>(first, second, third, pack(vec4<i32>(p.w, q.w, r.w, s.w))), sum);
+    }
+    return Sixteen(vec4<u32>(pack(p), pack(q), pack(r), pack(s)), sum);
 }
 
 fn pack(v: vec4<i32>) -> u32 {
@@ -34,12 +54,10 @@ fn quantise(block: u32, v: Block) {
     if scale > 0.0 {
         inverse = 1.0 / scale;
     }
-    let o0 = octet(v.a, v.b, inverse);
-    let o1 = octet(v.c, v.d, inverse);
-    let o2 = octet(v.e, v.f, inverse);
-    let o3 = octet(v.g, v.h, inverse);
+    let lo = sixteen(v.a, v.b, v.c, v.d, inverse);
+    let hi = sixteen(v.e, v.f, v.g, v.h, inverse);
     let i = block * 3u;
-    quantised[i] = bitcast<vec4<u32>>(vec4<i32>(o0.xy, o1.xy));
-    quantised[i + 1u] = bitcast<vec4<u32>>(vec4<i32>(o2.xy, o3.xy));
-    quantised[i + 2u] = vec4<u32>(bitcast<u32>(scale), bitcast<u32>(o0.z + o1.z + o2.z + o3.z), 0u, 0u);
+    quantised[i] = lo.words;
+    quantised[i + 1u] = hi.words;
+    quantised[i + 2u] = vec4<u32>(bitcast<u32>(scale), bitcast<u32>(lo.sum + hi.sum), 0u, 0u);
 }

@@ -5,7 +5,8 @@
 const SYMMETRIC_ZERO: f32 = 8.0;
 const ZEROS_PER_WORD: u32 = 8u;
 const ZERO_BITS: u32 = 4u;
-// What weights_i8 returns is the stored value minus this.
+// What weights_i8 returns is the stored value times the steps minus the shift.
+const INT8_STEPS: f32 = 1.0;
 const INT8_SHIFT: f32 = 0.0;
 
 fn nibbles(word: u32, shift: vec4<u32>) -> vec4<f32> {

@@ -4,6 +4,7 @@
 const SYMMETRIC_ZERO: f32 = 128.0;
 const ZEROS_PER_WORD: u32 = 4u;
 const ZERO_BITS: u32 = 8u;
+const INT8_STEPS: f32 = 1.0;
 const INT8_SHIFT: f32 = 128.0;
 
 fn bytes(word: u32) -> vec4<f32> {

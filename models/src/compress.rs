@@ -1,5 +1,5 @@
 //! Compression of a Hugging Face folder to int8 or int4: another folder, in the layout of compressed-tensors, that this
-//! engine, transformers and vLLM load.
+//! engine, transformers and vLLM load. Int3 and int2 are calora's extension of that layout ([`calora::quant`]).
 //!
 //! Tensors stream through row blocks, so memory stays near one block however large the model is. Invariant: OUT
 //! appears whole or not at all. The plan is in `plan.rs`, the file in `writer.rs`.
@@ -173,7 +173,7 @@ fn write_linear(writer: &mut Writer, linear: &Linear) -> Result<(f64, f64)> {
 /// (R, groups) zero points to (ceil(R * bits / 32), groups) words, packed along the rows.
 fn pack_columns(bits: Bits, zeros: &[u8], groups: usize) -> Vec<u32> {
     let rows = zeros.len() / groups.max(1);
-    let words = rows.div_ceil(bits.per_word());
+    let words = bits.words(rows);
     let mut out = vec![0; words * groups];
     let mut column = Vec::with_capacity(words);
     for g in 0..groups {

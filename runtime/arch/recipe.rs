@@ -3,6 +3,8 @@
 //! Shape letters used everywhere: `T` tokens in this step, `C` channels (hidden size), `R` rows (output channels), `K`
 //! inputs of a linear, `G` group size, `H` heads, `D` head size, `S` positions in the cache, `r` rank.
 
+use std::ops::Range;
+
 /// Index of a weight matrix in [`Recipe::matrices`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MatrixId(pub usize);
@@ -177,6 +179,24 @@ impl Recipe {
     /// The linear with this module path.
     pub fn linear(&self, path: &str) -> Option<LinearId> {
         self.linears.iter().position(|l| l.path == path).map(LinearId)
+    }
+
+    /// Ranges of steps between which nothing but the residual lives: one ends wherever the residual was changed.
+    pub fn stages(&self) -> Vec<Range<usize>> {
+        let mut stages = Vec::new();
+        let mut start = 0;
+        for (i, step) in self.steps.iter().enumerate() {
+            let changed = match step {
+                Step::Embed { .. } => true,
+                Step::Project { output, .. } => *output == Output::AddToResidual,
+                Step::Attend { .. } => false,
+            };
+            if changed || i + 1 == self.steps.len() {
+                stages.push(start..i + 1);
+                start = i + 1;
+            }
+        }
+        stages
     }
 
     /// (R, K) of a linear.

@@ -11,8 +11,42 @@ pub(super) enum Form {
     Plain,
     /// Floats, each block's even elements before its odd ones: for int4 rows.
     Halves,
-    /// Int8 tiles for rows of these bits.
-    Int(Bits),
+    /// Int8 tiles in the order in which rows of some bits unpack.
+    Int(Order),
+}
+
+/// How a block's 32 values lie in the two halves of a tile; see [`Ints`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// The first 16 and the last: for int8 rows.
+    Natural,
+    /// Even elements and odd ones: for int4 rows.
+    EvenOdd,
+    /// Each fourth: for int2 and int3 rows.
+    Fourths,
+}
+
+impl Order {
+    /// All, as [`Input`] keeps them.
+    const ALL: [Self; 3] = [Self::Natural, Self::EvenOdd, Self::Fourths];
+
+    /// That of rows of these bits.
+    pub(super) const fn of(bits: Bits) -> Self {
+        match bits {
+            Bits::Int8 => Self::Natural,
+            Bits::Int4 => Self::EvenOdd,
+            Bits::Int2 | Bits::Int3 => Self::Fourths,
+        }
+    }
+
+    /// The elements at place `i` of a block's 16 in both halves.
+    const fn elements(self, i: usize) -> (usize, usize) {
+        match self {
+            Self::Natural => (i, BLOCK / 2 + i),
+            Self::EvenOdd => (2 * i, 2 * i + 1),
+            Self::Fourths => (i % 8 * 4 + i / 8, i % 8 * 4 + i / 8 + 2),
+        }
+    }
 }
 
 /// T rows of K values.
@@ -23,8 +57,8 @@ pub(super) struct Input {
     stride: usize,
     plain: Vec<f32>,
     halves: Vec<f32>,
-    int4: Tiles,
-    int8: Tiles,
+    /// In the orders of [`Order::ALL`].
+    tiles: [Tiles; 3],
 }
 
 impl Input {
@@ -52,9 +86,9 @@ impl Input {
                 }
             }
         }
-        for (bits, tiles) in [(Bits::Int4, &mut self.int4), (Bits::Int8, &mut self.int8)] {
-            if forms.contains(&Form::Int(bits)) {
-                tiles.fill(bits, &self.plain, tokens, self.stride);
+        for (order, tiles) in Order::ALL.into_iter().zip(&mut self.tiles) {
+            if forms.contains(&Form::Int(order)) {
+                tiles.fill(order, &self.plain, tokens, self.stride);
             }
         }
     }
@@ -69,19 +103,16 @@ impl Input {
         Floats { values: if halves { &self.halves } else { &self.plain }, stride: self.stride }
     }
 
-    /// The int8 form for rows of `bits`.
-    pub(super) fn ints(&self, bits: Bits) -> Ints<'_> {
-        let tiles = match bits {
-            Bits::Int4 => &self.int4,
-            Bits::Int8 => &self.int8,
-        };
+    /// The int8 form in an order.
+    pub(super) fn ints(&self, order: Order) -> Ints<'_> {
+        let tiles = &self.tiles[order as usize];
         Ints { values: &tiles.values, sums: &tiles.sums, scales: &tiles.scales, tiles: tiles.count }
     }
 
     /// Bytes held.
     pub(super) fn byte_len(&self) -> usize {
         let tiles = |t: &Tiles| t.values.capacity() + 4 * (t.sums.capacity() + t.scales.capacity());
-        4 * (self.plain.capacity() + self.halves.capacity()) + tiles(&self.int4) + tiles(&self.int8)
+        4 * (self.plain.capacity() + self.halves.capacity()) + self.tiles.iter().map(tiles).sum::<usize>()
     }
 }
 
@@ -95,7 +126,7 @@ struct Tiles {
 }
 
 impl Tiles {
-    fn fill(&mut self, bits: Bits, plain: &[f32], tokens: usize, stride: usize) {
+    fn fill(&mut self, order: Order, plain: &[f32], tokens: usize, stride: usize) {
         self.count = stride.div_ceil(TILE_WEIGHTS);
         let tiles = tokens * self.count;
         self.values.clear();
@@ -113,10 +144,8 @@ impl Tiles {
                 let first = &mut first[place * BLOCK / 2..][..BLOCK / 2];
                 let second = &mut second[place * BLOCK / 2..][..BLOCK / 2];
                 for (i, (first, second)) in first.iter_mut().zip(second.iter_mut()).enumerate() {
-                    (*first, *second) = match bits {
-                        Bits::Int4 => (q[2 * i], q[2 * i + 1]),
-                        Bits::Int8 => (q[i], q[BLOCK / 2 + i]),
-                    };
+                    let (a, b) = order.elements(i);
+                    (*first, *second) = (q[a], q[b]);
                 }
                 let lane = tile * LANES + place * TILE;
                 self.scales[lane..lane + TILE].fill(scale);

@@ -8,7 +8,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::dot::{Kernels, PackedRow, Row, TILE};
-use super::input::{Form, Input};
+use super::input::{Form, Input, Order};
 use crate::device::Activations;
 use crate::error::Result;
 use crate::quant::activations::BLOCK;
@@ -61,9 +61,9 @@ impl Projection {
     pub(super) fn form(&self, activations: Activations) -> Form {
         match (&self.storage, activations) {
             (Stored::Dense(_), _) => Form::Plain,
-            (Stored::Packed { scheme, .. }, Activations::Int8) => Form::Int(scheme.bits),
+            (Stored::Packed { scheme, .. }, Activations::Int8) => Form::Int(Order::of(scheme.bits)),
             (Stored::Packed { scheme: Scheme { bits: Bits::Int4, .. }, .. }, _) => Form::Halves,
-            (Stored::Packed { scheme: Scheme { bits: Bits::Int8, .. }, .. }, _) => Form::Plain,
+            (Stored::Packed { .. }, _) => Form::Plain,
         }
     }
 
@@ -87,8 +87,8 @@ impl Projection {
                 let words = &words.elements::<u32>();
                 let words = &words[row * scheme.words(self.cols)..];
                 for (k, out) in out.iter_mut().enumerate() {
-                    let zero = blocks.zeros.get(k / BLOCK).copied().unwrap_or(scheme.bits.offset());
-                    let q = i32::from(unpack(scheme.bits, words, k));
+                    let zero = blocks.zeros.get(k / BLOCK).copied().unwrap_or(scheme.bits.integer_zero());
+                    let q = scheme.bits.multiplier() * i32::from(unpack(scheme.bits, words, k));
                     *out = (q - zero) as f32 * blocks.scales[k / BLOCK];
                 }
             }
@@ -116,8 +116,8 @@ impl Projection {
                     let row = self.view(&blocks, first + r, r);
                     let out = &mut out[r * tokens + start..r * tokens + end];
                     match (form, &row) {
-                        (Form::Int(bits), Row::Packed(row)) => {
-                            (kernels.int)(row, input.ints(bits).from(start), out);
+                        (Form::Int(order), Row::Packed(row)) => {
+                            (kernels.int)(row, input.ints(order).from(start), out);
                         }
                         _ => (kernels.float)(&row, input.floats(form == Form::Halves).from(start), out),
                     }
@@ -156,7 +156,7 @@ impl Projection {
 /// Scales and zero points of a few rows, one for each block of 32 weights whatever the group size.
 #[derive(Default)]
 struct Blocks {
-    /// (rows, stride), zeros after the last block.
+    /// (rows, stride), zeros after the last block; halved where kernels double the integers.
     scales: Vec<f32>,
     /// The same, or empty where the scheme is symmetric.
     zeros: Vec<i32>,
@@ -174,6 +174,9 @@ impl Blocks {
         self.stride = blocks.next_multiple_of(TILE);
         self.groups.resize(rows.len() * groups, 0.0);
         widen(scales, rows.start * groups, &mut self.groups);
+        if scheme.bits.is_mid_rise() {
+            self.groups.iter_mut().for_each(|scale| *scale *= 0.5);
+        }
         spread(&self.groups, groups, per_group, blocks, self.stride, &mut self.scales);
         if let Some(zeros) = zeros {
             let zeros: Vec<i32> =

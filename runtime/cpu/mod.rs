@@ -10,14 +10,17 @@ mod input;
 mod math;
 mod matmul;
 mod norm;
+mod observe;
 mod rope;
 mod run;
 mod tail;
 mod threads;
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 pub use dot::Simd;
+pub use observe::{Inputs, Observer, Stage};
 
 use crate::adapter::Tail;
 use crate::device::{
@@ -97,6 +100,39 @@ impl CpuDevice {
         self.next_id += 1;
         self.next_id
     }
+
+    /// Runs some of the recipe's steps.
+    fn run(
+        &mut self,
+        pass: &Forward<'_>,
+        steps: Range<usize>,
+        observer: Option<Observer<'_>>,
+    ) -> Result<Answer> {
+        let unknown = |what, id: u64| Error::option(what, id, "this device holds none of that id");
+        let tail = match pass.tail {
+            Some(id) => Some(self.tails.get(&id).ok_or_else(|| unknown("tail", id.0))?),
+            None => None,
+        };
+        let cache = self.caches.get_mut(&pass.cache).ok_or_else(|| unknown("cache", pass.cache.0))?;
+        check_pass(&self.model.recipe, &self.info, pass, cache.capacity)?;
+        let run = Run {
+            recipe: &self.model.recipe,
+            weights: &self.model.weights,
+            projections: &self.projections,
+            kernels: &self.kernels,
+            workers: &self.workers,
+            activations: self.info.activations,
+            tail,
+            cache,
+            tokens: pass.tokens,
+            position: pass.position,
+            want: pass.want,
+            steps,
+            observer,
+        };
+        let scratch = &mut self.scratch;
+        Ok(self.workers.enter(|| run.run(scratch)))
+    }
 }
 
 impl Device for CpuDevice {
@@ -139,28 +175,7 @@ impl Device for CpuDevice {
     }
 
     fn forward(&mut self, pass: &Forward<'_>) -> Result<Answer> {
-        let unknown = |what, id: u64| Error::option(what, id, "this device holds none of that id");
-        let tail = match pass.tail {
-            Some(id) => Some(self.tails.get(&id).ok_or_else(|| unknown("tail", id.0))?),
-            None => None,
-        };
-        let cache = self.caches.get_mut(&pass.cache).ok_or_else(|| unknown("cache", pass.cache.0))?;
-        check_pass(&self.model.recipe, &self.info, pass, cache.capacity)?;
-        let run = Run {
-            recipe: &self.model.recipe,
-            weights: &self.model.weights,
-            projections: &self.projections,
-            kernels: &self.kernels,
-            workers: &self.workers,
-            activations: self.info.activations,
-            tail,
-            cache,
-            tokens: pass.tokens,
-            position: pass.position,
-            want: pass.want,
-        };
-        let scratch = &mut self.scratch;
-        Ok(self.workers.enter(|| run.run(scratch)))
+        self.run(pass, 0..self.model.recipe.steps.len(), None)
     }
 }
 

@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use super::attend::attend;
 use super::cache::Cache;
-use super::dot::Kernels;
+use super::dot::{Floats, Kernels};
 use super::input::{Form, Input};
 use super::math::silu;
 use super::matmul::Projection;
 use super::norm::rms_norm;
+use super::observe::{Inputs, Observer};
 use super::rope::Angles;
 use super::tail::{LinearTail, ResidentTail};
 use super::threads::Workers;
@@ -21,7 +22,7 @@ const LOGIT_TOKENS: usize = 16;
 /// Working memory, kept from pass to pass and as large as the largest pass needed.
 #[derive(Default)]
 pub(super) struct Scratch {
-    residual: Vec<f32>,
+    pub(super) residual: Vec<f32>,
     query: Vec<f32>,
     key: Vec<f32>,
     value: Vec<f32>,
@@ -80,6 +81,9 @@ pub(super) struct Run<'a> {
     pub(super) tokens: &'a [u32],
     pub(super) position: usize,
     pub(super) want: Want,
+    /// The steps that are run.
+    pub(super) steps: Range<usize>,
+    pub(super) observer: Option<Observer<'a>>,
 }
 
 /// A block of rows of one linear, or of the gate and the up projection together.
@@ -103,7 +107,7 @@ impl Run<'_> {
         scratch.logits.clear();
         scratch.angles.fill(&self.recipe.rope, self.position, self.tokens.len());
         let recipe = self.recipe;
-        for step in &recipe.steps {
+        for step in &recipe.steps[self.steps.clone()] {
             match step {
                 Step::Embed { table } => self.embed(&self.projections[table.0], scratch),
                 Step::Attend { layer } => self.attend(*layer, scratch),
@@ -192,6 +196,10 @@ impl Run<'_> {
                 None => out.copy_from_slice(row),
             }
         });
+        if let Some(observer) = self.observer {
+            let Floats { values, stride } = x.floats(false);
+            observer(&Inputs { linears, values, cols, stride });
+        }
 
         let mut inner = std::mem::take(&mut scratch.inner);
         inner.resize(inner_len, 0.0);

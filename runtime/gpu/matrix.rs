@@ -56,6 +56,8 @@ impl GpuMatrix {
             }
             Storage::Packed { scheme, words, .. } => {
                 let weights = match scheme.bits {
+                    Bits::Int2 => WeightKind::Int2,
+                    Bits::Int3 => WeightKind::Int3,
                     Bits::Int4 => WeightKind::Int4,
                     Bits::Int8 => WeightKind::Int8,
                 };
@@ -108,6 +110,8 @@ const fn bytes_per_block(kind: WeightKind) -> usize {
         WeightKind::F16 | WeightKind::Bf16 => BLOCK * 2,
         WeightKind::Int8 => BLOCK,
         WeightKind::Int4 => BLOCK / 2,
+        WeightKind::Int3 => BLOCK * 3 / 8,
+        WeightKind::Int2 => BLOCK / 4,
     }
 }
 
@@ -182,7 +186,7 @@ fn scales(
     let zeros = match zero_points {
         None => context.storage("no zero points", 16)?,
         Some(zeros) => {
-            let per = scheme.bits.per_word();
+            let per = 32 / scheme.bits.count();
             let words = rows.start / per * groups..rows.end.div_ceil(per) * groups;
             context.upload(&zeros.name, &zeros.bytes()[words.start * 4..words.end * 4])?
         }

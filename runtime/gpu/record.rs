@@ -368,5 +368,9 @@ impl GpuDevice {
 
 /// The order of int8 inputs that weights of this kind read.
 fn order_of(weights: WeightKind) -> Order {
-    if weights == WeightKind::Int4 { Order::EvenOdd } else { Order::Natural }
+    match weights {
+        WeightKind::Int2 | WeightKind::Int3 => Order::Fourths,
+        WeightKind::Int4 => Order::EvenOdd,
+        _ => Order::Natural,
+    }
 }

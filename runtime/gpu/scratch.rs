@@ -82,7 +82,7 @@ impl Scratch {
         place(Place::Slot(Slot::Logits), "logits", shape.vocab * 4)?;
         place(Place::Prepared, "prepared inputs", max_tokens * widest * BLOCK * 4)?;
         if int8 {
-            for order in [Order::Natural, Order::EvenOdd] {
+            for order in [Order::Natural, Order::EvenOdd, Order::Fourths] {
                 place(Place::Rounded(order), "rounded inputs", max_tokens * widest * 48)?;
             }
         }

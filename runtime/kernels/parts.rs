@@ -43,6 +43,8 @@ parts! {
     WEIGHTS_BF16 = "weights_bf16";
     WEIGHTS_F16 = "weights_f16";
     WEIGHTS_F32 = "weights_f32";
+    WEIGHTS_INT2 = "weights_int2";
+    WEIGHTS_INT3 = "weights_int3";
     WEIGHTS_INT4 = "weights_int4";
     WEIGHTS_INT8 = "weights_int8";
     ZEROS_STORED = "zeros_stored";

@@ -11,13 +11,15 @@ pub(crate) struct Prepare {
     pub(crate) int8: bool,
 }
 
-/// The order of int8 values within each eight.
+/// The order of int8 values within each sixteen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Order {
     /// As they come: for int8 weights.
     Natural = 0,
     /// Even elements, then odd: for int4 weights.
     EvenOdd = 1,
+    /// Each fourth: for int2 and int3 weights.
+    Fourths = 2,
 }
 
 /// Parameters, in the shader's order.

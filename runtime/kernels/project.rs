@@ -18,6 +18,8 @@ pub(crate) enum WeightKind {
     F32,
     F16,
     Bf16,
+    Int2,
+    Int3,
     Int4,
     Int8,
 }
@@ -55,6 +57,8 @@ impl MatrixKind {
             WeightKind::F32 => parts::WEIGHTS_F32,
             WeightKind::F16 => parts::WEIGHTS_F16,
             WeightKind::Bf16 => parts::WEIGHTS_BF16,
+            WeightKind::Int2 => parts::WEIGHTS_INT2,
+            WeightKind::Int3 => parts::WEIGHTS_INT3,
             WeightKind::Int4 => parts::WEIGHTS_INT4,
             WeightKind::Int8 => parts::WEIGHTS_INT8,
         };
@@ -78,6 +82,11 @@ impl MatrixKind {
         let dense = [WeightKind::F32, WeightKind::F16, WeightKind::Bf16];
         let mut all: Vec<Self> =
             dense.into_iter().map(|weights| Self { weights, scales: ScaleKind::None }).collect();
+        for weights in [WeightKind::Int2, WeightKind::Int3] {
+            for half in [true, false] {
+                all.push(Self { weights, scales: ScaleKind::Stored { half, symmetric: true } });
+            }
+        }
         for weights in [WeightKind::Int4, WeightKind::Int8] {
             for (half, symmetric) in [(true, true), (true, false), (false, true), (false, false)] {
                 all.push(Self { weights, scales: ScaleKind::Stored { half, symmetric } });

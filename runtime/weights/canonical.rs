@@ -92,7 +92,7 @@ fn schemes(config: &Map<String, Value>) -> Option<Value> {
         .values()
         .map(|group| {
             let mut scheme = Map::new();
-            for key in ["num_bits", "group_size", "strategy", "symmetric"] {
+            for key in ["num_bits", "group_size", "strategy", "symmetric", "levels"] {
                 scheme.insert(key.into(), group["weights"][key].clone());
             }
             scheme.insert("targets".into(), names(&group["targets"]));
@@ -159,12 +159,15 @@ mod tests {
             ("/tie_word_embeddings", json!(false)),
             ("/quantization_config/config_groups/g/weights/symmetric", json!(false)),
             ("/quantization_config/config_groups/g/weights/num_bits", json!(8)),
+            ("/quantization_config/config_groups/g/weights/levels", json!("mid-rise")),
             ("/quantization_config/config_groups/g/targets", json!(["model.x"])),
             ("/quantization_config/ignore", json!([])),
         ] {
             let mut changed = base.clone();
-            if let Some(at) = changed.pointer_mut(pointer) {
-                *at = value;
+            if let Some((parent, key)) = pointer.rsplit_once('/')
+                && let Some(at) = changed.pointer_mut(parent)
+            {
+                at[key] = value;
             }
             assert_ne!(canonical(&base), canonical(&changed), "{pointer}");
         }

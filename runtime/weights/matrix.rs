@@ -9,7 +9,7 @@ use crate::quant::{Scheme, pack::unpack};
 pub enum Storage {
     /// (R, K) f32, f16 or bf16.
     Dense(Tensor),
-    /// compressed-tensors `pack-quantized`; see [`crate::quant`].
+    /// compressed-tensors `pack-quantized` or calora's extension of it; see [`crate::quant`].
     Packed {
         /// Bits, group, symmetry.
         scheme: Scheme,
@@ -68,7 +68,7 @@ impl Matrix {
         match (&zero_points, scheme.symmetric) {
             (Some(zeros), false) => {
                 integer(zeros)?;
-                zeros.expect_shape(&[rows.div_ceil(scheme.bits.per_word()), scheme.groups(cols)])?;
+                zeros.expect_shape(&[scheme.bits.words(rows), scheme.groups(cols)])?;
             }
             (None, true) => {}
             (Some(zeros), true) => {
@@ -154,8 +154,8 @@ impl Matrix {
             let row_words = &words[row * per_row..(row + 1) * per_row];
             for k in 0..self.cols {
                 let g = row * groups + k / group;
-                let zero = zeros.as_ref().map_or(scheme.bits.offset(), |z| i32::from(z[g]));
-                out.push((i32::from(unpack(scheme.bits, row_words, k)) - zero) as f32 * scales[g]);
+                let zero = zeros.as_ref().map_or(scheme.bits.zero(), |z| f32::from(z[g]));
+                out.push((f32::from(unpack(scheme.bits, row_words, k)) - zero) * scales[g]);
             }
         }
         Ok(out)

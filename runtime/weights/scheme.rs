@@ -1,4 +1,8 @@
-//! `quantization_config` as compressed-tensors writes it: which module is stored in which scheme.
+//! `quantization_config` as compressed-tensors writes it, and calora's extension: which module is stored in which
+//! scheme.
+//!
+//! The extension says `"quant_method": "calora"` and, in the weights of groups with two or three bits,
+//! `"levels": "mid-rise"` (see [`crate::quant`]); all else is as in compressed-tensors.
 //!
 //! Invariant: what would change the result and is not computed (activation quantisation, activation order, sparsity,
 //! transforms, other formats) is refused by the field's name; nothing is ignored silently.
@@ -10,6 +14,9 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::quant::{Bits, Group, Scheme};
+
+/// The `quant_method` of folders that only calora reads.
+const EXTENSION: &str = "calora";
 
 /// A parsed `quantization_config`.
 #[derive(Clone, Debug)]
@@ -66,13 +73,14 @@ impl ModuleTarget {
 impl QuantConfig {
     /// Reads `quantization_config` of a `config.json`; nothing where it has none.
     pub fn parse(config: &Value, path: &Path) -> Result<Option<Self>> {
-        let reader = Reader { path };
         let key = ["quantization_config", "compression_config"].into_iter().find(|k| !is_null(config, k));
         let Some(key) = key else { return Ok(None) };
+        let extended = config[key]["quant_method"].as_str() == Some(EXTENSION);
+        let reader = Reader { path, extended };
         let Some(map) = config[key].as_object() else {
             return Err(reader.unsupported(key, &config[key], "expected an object"));
         };
-        reader.expect(map, key, "quant_method", &["compressed-tensors"])?;
+        reader.expect(map, key, "quant_method", &["compressed-tensors", EXTENSION])?;
         reader.expect(map, key, "format", &["pack-quantized", "mixed-precision"])?;
         if map.contains_key("quantization_status") {
             reader.expect(map, key, "quantization_status", &["compressed"])?;
@@ -138,6 +146,8 @@ fn is_null(config: &Value, key: &str) -> bool {
 /// Makes errors that name the file and the field.
 struct Reader<'a> {
     path: &'a Path,
+    /// Whether two and three bits may be there.
+    extended: bool,
 }
 
 impl Reader<'_> {
@@ -191,10 +201,20 @@ impl Reader<'_> {
     fn scheme(&self, weights: &Map<String, Value>, field: &str) -> Result<Scheme> {
         let get = |name: &str| weights.get(name).unwrap_or(&Value::Null);
         let at = |name: &str| format!("{field}.{name}");
-        let bits = get("num_bits")
-            .as_u64()
-            .and_then(Bits::from_count)
-            .ok_or_else(|| self.unsupported(&at("num_bits"), get("num_bits"), "only 4 and 8 are read"))?;
+        let bits = get("num_bits").as_u64().and_then(Bits::from_count);
+        let bits = bits.filter(|bits| self.extended || !bits.is_mid_rise()).ok_or_else(|| {
+            let reason = if self.extended {
+                "only 2, 3, 4 and 8 are read".to_owned()
+            } else {
+                format!("only 4 and 8 are read (2 and 3 under the quant_method {EXTENSION})")
+            };
+            self.unsupported(&at("num_bits"), get("num_bits"), &reason)
+        })?;
+        if bits.is_mid_rise() {
+            self.expect(weights, field, "levels", &["mid-rise"])?;
+        } else {
+            self.refuse(weights, field, "levels")?;
+        }
         if !get("type").is_null() {
             self.expect(weights, field, "type", &["int"])?;
         }
@@ -209,6 +229,13 @@ impl Reader<'_> {
             Value::Bool(b) => *b,
             other => return Err(self.unsupported(&at("symmetric"), other, "expected true or false")),
         };
+        if bits.is_mid_rise() && !symmetric {
+            return Err(self.unsupported(
+                &at("symmetric"),
+                get("symmetric"),
+                "mid-rise levels are symmetric",
+            ));
+        }
         let size = get("group_size");
         let strategy = match (get("strategy").as_str(), size.as_i64()) {
             (Some(strategy), _) => strategy,
@@ -275,6 +302,38 @@ mod tests {
     }
 
     #[test]
+    fn the_extension_reads_two_and_three_bits_beside_four_and_eight() {
+        let with = |weights: Value| {
+            let mut changed = config();
+            changed["quantization_config"]["quant_method"] = json!("calora");
+            let group = &mut changed["quantization_config"]["config_groups"]["group_0"]["weights"];
+            for (key, value) in weights.as_object().unwrap() {
+                group[key] = value.clone();
+            }
+            parse(&changed)
+        };
+        for (count, bits) in [(2, Bits::Int2), (3, Bits::Int3)] {
+            let parsed = with(json!({"num_bits": count, "levels": "mid-rise"})).unwrap().unwrap();
+            let scheme = Scheme { bits, group: Group::Size(32), symmetric: true };
+            assert_eq!(parsed.scheme("model.layers.0.self_attn.q_proj", "Linear"), Some(scheme));
+            let other = parsed.scheme("model.layers.0.mlp.down_proj", "Linear").unwrap();
+            assert_eq!(other, Scheme { bits: Bits::Int8, group: Group::Channel, symmetric: false });
+        }
+        for (weights, refused) in [
+            (json!({"num_bits": 2}), "levels"),
+            (json!({"num_bits": 2, "levels": "signed"}), "levels"),
+            (json!({"num_bits": 2, "levels": "mid-rise", "symmetric": false}), "symmetric"),
+            (json!({"num_bits": 4, "levels": "mid-rise"}), "levels"),
+            (json!({"num_bits": 5, "levels": "mid-rise"}), "num_bits"),
+        ] {
+            let Err(Error::UnsupportedConfig { field, .. }) = with(weights.clone()) else {
+                unreachable!("{weights} was accepted")
+            };
+            assert!(field.ends_with(refused), "{weights} was refused as {field}");
+        }
+    }
+
+    #[test]
     fn what_changes_the_result_is_refused_by_name() {
         let group = "/quantization_config/config_groups/group_0";
         for (pointer, key, value) in [
@@ -288,6 +347,8 @@ mod tests {
             (group, "input_activations", json!({"num_bits": 8})),
             (group, "output_activations", json!({"num_bits": 8})),
             (group, "weights.num_bits", json!(3)),
+            (group, "weights.num_bits", json!(2)),
+            (group, "weights.levels", json!("mid-rise")),
             (group, "weights.type", json!("float")),
             (group, "weights.strategy", json!("tensor")),
             (group, "weights.group_size", json!(24)),

@@ -101,7 +101,7 @@ fn random_packed(rng: &mut Random, rows: usize, cols: usize, scheme: Scheme, std
     let scale = std * 12f32.sqrt() / levels as f32;
     let scales: Vec<f32> = (0..rows * groups).map(|_| scale * (0.5 + rng.uniform())).collect();
     let zeros = (!scheme.symmetric).then(|| {
-        let mut packed = vec![0u32; rows.div_ceil(scheme.bits.per_word()) * groups];
+        let mut packed = vec![0u32; scheme.bits.words(rows) * groups];
         for g in 0..groups {
             let column: Vec<u8> =
                 (0..rows).map(|_| (levels / 2 - levels / 8 + rng.below(levels / 4)) as u8).collect();
@@ -111,7 +111,7 @@ fn random_packed(rng: &mut Random, rows: usize, cols: usize, scheme: Scheme, std
                 packed[r * groups + g] = word;
             }
         }
-        let shape = [rows.div_ceil(scheme.bits.per_word()), groups];
+        let shape = [scheme.bits.words(rows), groups];
         Tensor::from_slice("random.weight_zero_point", DType::I32, &shape, &packed).unwrap()
     });
     Matrix::packed(

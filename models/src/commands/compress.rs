@@ -1,4 +1,4 @@
-//! `calora compress`: a Hugging Face folder as int8 or int4.
+//! `calora compress`: a Hugging Face folder as int8, int4, int3 or int2.
 
 use std::path::PathBuf;
 
@@ -16,6 +16,10 @@ enum SchemeArg {
     Int8,
     /// 4 bits.
     Int4,
+    /// 3 bits; only calora reads the result.
+    Int3,
+    /// 2 bits; only calora reads the result.
+    Int2,
 }
 
 /// The head's storage.
@@ -27,7 +31,7 @@ enum HeadArg {
     Int8,
 }
 
-/// Compresses the linears of a model into a folder that transformers, vLLM and calora load.
+/// Compresses the linears of a model into a folder that transformers, vLLM and calora load (int3 and int2: calora).
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The Hugging Face folder.
@@ -61,6 +65,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let bits = match args.scheme {
         SchemeArg::Int8 => Bits::Int8,
         SchemeArg::Int4 => Bits::Int4,
+        SchemeArg::Int3 => Bits::Int3,
+        SchemeArg::Int2 => Bits::Int2,
     };
     let group = match args.group_size.as_str() {
         "channel" => None,

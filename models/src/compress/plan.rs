@@ -143,7 +143,7 @@ impl Plan {
         };
         let shape = add("weight_shape", "I64", &[2], 8);
         let zero_points = (!scheme.symmetric)
-            .then(|| add("weight_zero_point", "I32", &[rows.div_ceil(scheme.bits.per_word()), groups], 4));
+            .then(|| add("weight_zero_point", "I32", &[scheme.bits.words(rows), groups], 4));
         let linear =
             Linear { module, weight, rows, cols, scheme, scale_type, words, scales, shape, zero_points };
         self.linears.push(linear);
@@ -164,6 +164,8 @@ impl Plan {
         let groups: serde_json::Map<String, Value> = groups
             .map(|(i, (scheme, targets))| (format!("group_{i}"), group_config(scheme, &targets)))
             .collect();
+        // Others must refuse what they would misread.
+        let extended = self.linears.iter().any(|l| l.scheme.bits.is_mid_rise());
         let head = (head == Head::Keep).then_some("lm_head");
         let others = ignore.iter().map(String::as_str).filter(|name| *name != "lm_head");
         let ignore: Vec<&str> = head.into_iter().chain(others).collect();
@@ -173,7 +175,7 @@ impl Plan {
             "global_compression_ratio": null,
             "ignore": ignore,
             "kv_cache_scheme": null,
-            "quant_method": "compressed-tensors",
+            "quant_method": if extended { "calora" } else { "compressed-tensors" },
             "quantization_status": "compressed",
             "sparsity_config": {},
             "transform_config": {},
@@ -206,7 +208,7 @@ fn group_config(scheme: Scheme, targets: &[String]) -> Value {
         Group::Size(size) => ("group", json!(size)),
         Group::Channel => ("channel", Value::Null),
     };
-    json!({
+    let mut group = json!({
         "format": "pack-quantized",
         "input_activations": null,
         "output_activations": null,
@@ -219,7 +221,11 @@ fn group_config(scheme: Scheme, targets: &[String]) -> Value {
             "symmetric": scheme.symmetric,
             "type": "int",
         },
-    })
+    });
+    if scheme.bits.is_mid_rise() {
+        group["weights"]["levels"] = json!("mid-rise");
+    }
+    group
 }
 
 /// An ignored module as compressed-tensors spells it; refuses what matches nothing, which is a misspelt name.

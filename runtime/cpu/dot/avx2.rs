@@ -90,6 +90,7 @@ fn float_tokens<const T: usize>(row: &Row<'_>, x: Floats<'_>, out: &mut [f32]) {
                 ]
             })
         }),
+        Row::Packed(row) if row.bits.is_mid_rise() => mid_rise::<T>(row, x, out),
         Row::Packed(row) => accumulate::<T>(x, out, |b| {
             let (zero, scale) = (_mm256_set1_epi32(row.zero(b)), _mm256_set1_ps(row.scales[b]));
             // SAFETY: 32 bytes are readable.
@@ -103,6 +104,65 @@ fn float_tokens<const T: usize>(row: &Row<'_>, x: Floats<'_>, out: &mut [f32]) {
             })
         }),
     }
+}
+
+/// Int2 and int3 rows: a word meets each lane, whose shift brings its weight's bits down, and a permutation turns them
+/// into what they mean in this block. It reads three bits an index; int2's meanings repeat, whatever the third one is.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn mid_rise<const T: usize>(row: &PackedRow<'_>, x: Floats<'_>, out: &mut [f32]) {
+    let a = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
+    let b = _mm256_setr_epi32(16, 18, 20, 22, 24, 26, 28, 30);
+    if row.bits == Bits::Int2 {
+        let levels = _mm256_setr_ps(-3.0, -1.0, 1.0, 3.0, -3.0, -1.0, 1.0, 3.0);
+        return accumulate::<T>(x, out, |block| {
+            let meaning = _mm256_mul_ps(levels, _mm256_set1_ps(row.scales[block]));
+            with_bytes::<{ BLOCK / 4 }, _>(row.bytes, block, |p| {
+                // SAFETY: 8 bytes are readable.
+                let [first, second] = unsafe { p.cast::<[i32; 2]>().read_unaligned() };
+                let (first, second) = (_mm256_set1_epi32(first), _mm256_set1_epi32(second));
+                [
+                    _mm256_permutevar8x32_ps(meaning, _mm256_srlv_epi32(first, a)),
+                    _mm256_permutevar8x32_ps(meaning, _mm256_srlv_epi32(first, b)),
+                    _mm256_permutevar8x32_ps(meaning, _mm256_srlv_epi32(second, a)),
+                    _mm256_permutevar8x32_ps(meaning, _mm256_srlv_epi32(second, b)),
+                ]
+            })
+        });
+    }
+    let levels = _mm256_setr_ps(-7.0, -5.0, -3.0, -1.0, 1.0, 3.0, 5.0, 7.0);
+    // Where weights 0..8 have their high bits; 8..16, 16..24 and 24..32 have them 16, 4 and 20 bits further up.
+    let places = _mm256_setr_epi32(0, 1, 2, 3, 8, 9, 10, 11);
+    accumulate::<T>(x, out, |block| {
+        let meaning = _mm256_mul_ps(levels, _mm256_set1_ps(row.scales[block]));
+        with_bytes::<{ 3 * BLOCK / 8 }, _>(row.bytes, block, |p| {
+            // SAFETY: 12 bytes are readable.
+            let [first, second, high] = unsafe { p.cast::<[i32; 3]>().read_unaligned() };
+            let (first, second) = (_mm256_set1_epi32(first), _mm256_set1_epi32(second));
+            let high = _mm256_srlv_epi32(_mm256_set1_epi32(high), places);
+            [
+                _mm256_permutevar8x32_ps(meaning, three(_mm256_srlv_epi32(first, a), high)),
+                _mm256_permutevar8x32_ps(
+                    meaning,
+                    three(_mm256_srlv_epi32(first, b), _mm256_srli_epi32::<16>(high)),
+                ),
+                _mm256_permutevar8x32_ps(
+                    meaning,
+                    three(_mm256_srlv_epi32(second, a), _mm256_srli_epi32::<4>(high)),
+                ),
+                _mm256_permutevar8x32_ps(
+                    meaning,
+                    three(_mm256_srlv_epi32(second, b), _mm256_srli_epi32::<20>(high)),
+                ),
+            ]
+        })
+    });
+}
+
+/// The lowest two bits of one and the lowest of the other, above them.
+#[target_feature(enable = "avx2")]
+fn three(low: __m256i, high: __m256i) -> __m256i {
+    let high = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(3)), _mm256_slli_epi32::<2>(high))
 }
 
 /// Eight halves as floats; 16 bytes must be readable.
@@ -180,8 +240,8 @@ fn int_tokens<const T: usize>(row: &PackedRow<'_>, x: Ints<'_>, out: &mut [f32])
     let scales = &row.scales.as_chunks::<TILE>().0[..x.tiles];
     let zeros = row.zeros.as_chunks::<TILE>().0;
     // int8 weights are brought to -128..=127 first, and the zero points with them.
-    let shift = if row.bits == Bits::Int8 { row.bits.offset() } else { 0 };
-    let symmetric = [row.bits.offset(); TILE];
+    let shift = if row.bits == Bits::Int8 { row.bits.integer_zero() } else { 0 };
+    let symmetric = [row.bits.integer_zero(); TILE];
     assert!(x.holds(T) && (zeros.is_empty() || zeros.len() >= x.tiles));
     let mut sums = [[_mm256_setzero_ps(); 2]; T];
     for (tile, scales) in scales.iter().enumerate() {
@@ -189,6 +249,8 @@ fn int_tokens<const T: usize>(row: &PackedRow<'_>, x: Ints<'_>, out: &mut [f32])
         // Half a tile's lanes, two blocks, at a time.
         for pair in 0..2 {
             let [first, second] = match row.bits {
+                Bits::Int2 => int2_halves(row.bytes, 2 * tile + pair),
+                Bits::Int3 => int3_halves(row.bytes, 2 * tile + pair),
                 Bits::Int4 => int4_halves(row.bytes, 2 * tile + pair),
                 Bits::Int8 => int8_halves(row.bytes, 2 * tile + pair),
             };
@@ -211,8 +273,8 @@ fn int_tokens<const T: usize>(row: &PackedRow<'_>, x: Ints<'_>, out: &mut [f32])
                     )
                 };
                 let dot = match row.bits {
-                    Bits::Int4 => int4_dot(first, second, x_first, x_second),
                     Bits::Int8 => int8_dot(first, second, x_first, x_second),
+                    _ => small_dot(first, second, x_first, x_second),
                 };
                 // Zero points and lane sums fit 16 bits, in which multiplication is fast; high halves times zero vanish.
                 let dot = _mm256_sub_epi32(dot, _mm256_madd_epi16(zero, x_sums));
@@ -230,6 +292,46 @@ fn int_tokens<const T: usize>(row: &PackedRow<'_>, x: Ints<'_>, out: &mut [f32])
         }
         *out = fold(&lanes);
     }
+}
+
+/// Doubled two bits of pair `i` of blocks. Each block's eight bytes stand twice in a half, shifted to their even and odd
+/// fourths.
+#[target_feature(enable = "avx2")]
+fn int2_halves(row: &[u8], i: usize) -> [__m256i; 2] {
+    with_bytes::<{ BLOCK / 2 }, _>(row, i, |p| {
+        // SAFETY: 16 bytes are readable.
+        let bytes = _mm256_castsi128_si256(unsafe { _mm_loadu_si128(p.cast()) });
+        fourths(_mm256_permute4x64_epi64::<0b01_01_00_00>(bytes))
+    })
+}
+
+/// Doubled three bits of pair `i` of blocks: the two low ones as int2, the high bits shifted to the same bytes.
+#[target_feature(enable = "avx2")]
+fn int3_halves(row: &[u8], i: usize) -> [__m256i; 2] {
+    let six = _mm256_setr_epi32(-1, -1, -1, -1, -1, -1, 0, 0);
+    let low = _mm256_setr_epi32(0, 1, 0, 1, 3, 4, 3, 4);
+    let high = _mm256_setr_epi32(2, 2, 2, 2, 5, 5, 5, 5);
+    let one = _mm256_set1_epi8(1);
+    with_bytes::<{ 3 * BLOCK / 4 }, _>(row, i, |p| {
+        // SAFETY: 24 bytes are readable, and no more are read.
+        let bytes = unsafe { _mm256_maskload_epi32(p.cast(), six) };
+        let [first, second] = fourths(_mm256_permutevar8x32_epi32(bytes, low));
+        let high = _mm256_permutevar8x32_epi32(bytes, high);
+        let first_high = _mm256_srlv_epi32(high, _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5));
+        let second_high = _mm256_srlv_epi32(high, _mm256_setr_epi32(2, 6, 3, 7, 2, 6, 3, 7));
+        let first_high = _mm256_slli_epi32::<3>(_mm256_and_si256(first_high, one));
+        let second_high = _mm256_slli_epi32::<3>(_mm256_and_si256(second_high, one));
+        [_mm256_or_si256(first, first_high), _mm256_or_si256(second, second_high)]
+    })
+}
+
+/// Each byte's first and second, then third and fourth two bits, doubled.
+#[target_feature(enable = "avx2")]
+fn fourths(twice: __m256i) -> [__m256i; 2] {
+    let mask = _mm256_set1_epi8(6);
+    let first = _mm256_srlv_epi64(_mm256_slli_epi64::<1>(twice), _mm256_setr_epi64x(0, 2, 0, 2));
+    let second = _mm256_srlv_epi64(twice, _mm256_setr_epi64x(3, 5, 3, 5));
+    [_mm256_and_si256(first, mask), _mm256_and_si256(second, mask)]
 }
 
 /// Low and high nibbles of pair `i` of blocks.
@@ -255,9 +357,9 @@ fn int8_halves(row: &[u8], i: usize) -> [__m256i; 2] {
     })
 }
 
-/// Sums by fours of nibbles times bytes; four products in 16 bits: 4 * 15 * 127 = 7620.
+/// Sums by fours of at most four bits times bytes; four products in 16 bits: 4 * 15 * 127 = 7620.
 #[target_feature(enable = "avx2")]
-fn int4_dot(first: __m256i, second: __m256i, x_first: __m256i, x_second: __m256i) -> __m256i {
+fn small_dot(first: __m256i, second: __m256i, x_first: __m256i, x_second: __m256i) -> __m256i {
     let pairs =
         _mm256_add_epi16(_mm256_maddubs_epi16(first, x_first), _mm256_maddubs_epi16(second, x_second));
     _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))

@@ -90,6 +90,7 @@ fn float_tokens<const T: usize>(row: &Row<'_>, x: Floats<'_>, out: &mut [f32]) {
                 })
             });
         }
+        Row::Packed(row) if row.bits.is_mid_rise() => mid_rise::<T>(row, x, out),
         Row::Packed(row) => accumulate::<T>(x, out, |b| {
             let (zero, scale) = (_mm512_set1_epi32(row.zero(b)), _mm512_set1_ps(row.scales[b]));
             with_bytes::<BLOCK, _>(row.bytes, b, |p| {
@@ -99,6 +100,55 @@ fn float_tokens<const T: usize>(row: &Row<'_>, x: Floats<'_>, out: &mut [f32]) {
             })
         }),
     }
+}
+
+/// Int2 and int3 rows: a word meets each lane, whose shift brings its weight's bits down, and a permutation turns them
+/// into what they mean in this block. It reads four bits an index; the meanings repeat, whatever the upper ones are.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
+fn mid_rise<const T: usize>(row: &PackedRow<'_>, x: Floats<'_>, out: &mut [f32]) {
+    let shifts = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    let levels = |mask: i32| {
+        let stored = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let doubled = _mm512_slli_epi32::<1>(_mm512_and_si512(stored, _mm512_set1_epi32(mask)));
+        _mm512_cvtepi32_ps(_mm512_sub_epi32(doubled, _mm512_set1_epi32(row.bits.integer_zero())))
+    };
+    if row.bits == Bits::Int2 {
+        let levels = levels(3);
+        return accumulate::<T>(x, out, |b| {
+            let meaning = _mm512_mul_ps(levels, _mm512_set1_ps(row.scales[b]));
+            with_bytes::<{ BLOCK / 4 }, _>(row.bytes, b, |p| {
+                // SAFETY: 8 bytes are readable.
+                let [first, second] = unsafe { p.cast::<[i32; 2]>().read_unaligned() };
+                let first = _mm512_srlv_epi32(_mm512_set1_epi32(first), shifts);
+                let second = _mm512_srlv_epi32(_mm512_set1_epi32(second), shifts);
+                [_mm512_permutexvar_ps(first, meaning), _mm512_permutexvar_ps(second, meaning)]
+            })
+        });
+    }
+    let levels = levels(7);
+    let low = _mm512_set1_epi32(3);
+    // Rotations that bring the high bits of weights 0..16 and 16..32 to bit 2.
+    let one = _mm512_setr_epi32(30, 31, 0, 1, 6, 7, 8, 9, 14, 15, 16, 17, 22, 23, 24, 25);
+    let two = _mm512_add_epi32(one, _mm512_set1_epi32(4));
+    accumulate::<T>(x, out, |b| {
+        let meaning = _mm512_mul_ps(levels, _mm512_set1_ps(row.scales[b]));
+        with_bytes::<{ 3 * BLOCK / 8 }, _>(row.bytes, b, |p| {
+            // SAFETY: 12 bytes are readable.
+            let [first, second, high] = unsafe { p.cast::<[i32; 3]>().read_unaligned() };
+            let (first, second) = (_mm512_set1_epi32(first), _mm512_set1_epi32(second));
+            let high = _mm512_set1_epi32(high);
+            // Two bits of the first, the others of the second.
+            let first = select(low, _mm512_srlv_epi32(first, shifts), _mm512_rorv_epi32(high, one));
+            let second = select(low, _mm512_srlv_epi32(second, shifts), _mm512_rorv_epi32(high, two));
+            [_mm512_permutexvar_ps(first, meaning), _mm512_permutexvar_ps(second, meaning)]
+        })
+    });
+}
+
+/// Bits of `a` where the mask has ones, of `b` elsewhere.
+#[target_feature(enable = "avx512f")]
+fn select(mask: __m512i, a: __m512i, b: __m512i) -> __m512i {
+    _mm512_ternarylogic_epi32::<0xca>(mask, a, b)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
@@ -150,13 +200,15 @@ fn int(row: &PackedRow<'_>, x: Ints<'_>, out: &mut [f32]) {
 fn int_tokens<const T: usize>(row: &PackedRow<'_>, x: Ints<'_>, out: &mut [f32]) {
     let scales = &row.scales.as_chunks::<TILE>().0[..x.tiles];
     let zeros = row.zeros.as_chunks::<TILE>().0;
-    let symmetric = _mm512_set1_epi32(row.bits.offset());
+    let symmetric = _mm512_set1_epi32(row.bits.integer_zero());
     assert!(x.holds(T) && (zeros.is_empty() || zeros.len() >= x.tiles));
     // A tile's four values to the four lanes of each block.
     let spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     let mut sums = [_mm512_setzero_ps(); T];
     for (tile, scales) in scales.iter().enumerate() {
         let halves = match row.bits {
+            Bits::Int2 => int2_halves(row.bytes, tile),
+            Bits::Int3 => int3_halves(row.bytes, tile),
             Bits::Int4 => int4_halves(row.bytes, tile),
             Bits::Int8 => int8_halves(row.bytes, tile),
         };
@@ -196,6 +248,48 @@ fn int_tokens<const T: usize>(row: &PackedRow<'_>, x: Ints<'_>, out: &mut [f32])
         unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sums) };
         *out = fold(&lanes);
     }
+}
+
+/// Doubled two bits of a tile. Each block's eight bytes stand twice in a half, shifted to their even and odd fourths.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn int2_halves(row: &[u8], tile: usize) -> [__m512i; 2] {
+    let twice = _mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3);
+    let mask = _mm512_set1_epi8(6);
+    with_bytes::<{ TILE_WEIGHTS / 4 }, _>(row, tile, |p| {
+        // SAFETY: 32 bytes are readable.
+        let bytes = _mm512_castsi256_si512(unsafe { _mm256_loadu_si256(p.cast()) });
+        let [first, second] = fourths(_mm512_permutexvar_epi64(twice, bytes));
+        [_mm512_and_si512(first, mask), _mm512_and_si512(second, mask)]
+    })
+}
+
+/// Doubled three bits of a tile: the two low ones as int2, the high bits rotated to the same bytes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn int3_halves(row: &[u8], tile: usize) -> [__m512i; 2] {
+    let low = _mm512_setr_epi32(0, 1, 0, 1, 3, 4, 3, 4, 6, 7, 6, 7, 9, 10, 9, 10);
+    let high = _mm512_setr_epi32(2, 2, 2, 2, 5, 5, 5, 5, 8, 8, 8, 8, 11, 11, 11, 11);
+    let (of_low, of_both) = (_mm512_set1_epi8(6), _mm512_set1_epi8(14));
+    // To bit 3: from bit 0, 4, 1 and 5 of each byte, and from 2, 6, 3 and 7.
+    let first_high = _mm512_set4_epi32(2, 30, 1, 29);
+    let second_high = _mm512_set4_epi32(4, 0, 3, 31);
+    with_bytes::<{ 3 * TILE_WEIGHTS / 8 }, _>(row, tile, |p| {
+        // SAFETY: 48 bytes are readable, and no more are read.
+        let bytes = unsafe { _mm512_maskz_loadu_epi32(0x0fff, p.cast()) };
+        let [first, second] = fourths(_mm512_permutexvar_epi32(low, bytes));
+        let high = _mm512_permutexvar_epi32(high, bytes);
+        let first = select(of_low, first, _mm512_rorv_epi32(high, first_high));
+        let second = select(of_low, second, _mm512_rorv_epi32(high, second_high));
+        [_mm512_and_si512(first, of_both), _mm512_and_si512(second, of_both)]
+    })
+}
+
+/// Each byte's first, second, then third, fourth two bits at bits 1 and 2, what is beside them still there.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn fourths(twice: __m512i) -> [__m512i; 2] {
+    [
+        _mm512_rorv_epi64(twice, _mm512_set4_epi64(1, 63, 1, 63)),
+        _mm512_rorv_epi64(twice, _mm512_set4_epi64(5, 3, 5, 3)),
+    ]
 }
 
 /// Low and high nibbles of a tile.

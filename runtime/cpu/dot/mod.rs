@@ -93,17 +93,17 @@ pub(super) struct PackedRow<'a> {
     pub(super) bits: Bits,
     /// The row's words, little endian.
     pub(super) bytes: &'a [u8],
-    /// One a block, zeros up to a whole tile.
+    /// One a block, zeros up to a whole tile; of mid-rise rows half the stored scale, see [`Bits::multiplier`].
     pub(super) scales: &'a [f32],
     /// One a block where the scheme has them, as long as `scales`; else empty.
     pub(super) zeros: &'a [i32],
 }
 
 impl PackedRow<'_> {
-    /// The zero point of block `b`.
+    /// The zero point of block `b`; of mid-rise rows that of the doubled integers.
     #[inline(always)]
     pub(super) fn zero(&self, b: usize) -> i32 {
-        if self.zeros.is_empty() { self.bits.offset() } else { self.zeros[b] }
+        if self.zeros.is_empty() { self.bits.integer_zero() } else { self.zeros[b] }
     }
 }
 
@@ -123,8 +123,9 @@ impl<'a> Floats<'a> {
 }
 
 /// Int8 activations in tiles. A tile's 128 values are two halves of 64, a half having 16 of each of its four blocks:
-/// for int4 rows the even elements and the odd ones, for int8 rows the first 16 and the last. Lane `n` gets the
-/// products of places `4n..4n+4` of both halves.
+/// for int4 rows the even elements and the odd ones, for int8 rows the first 16 and the last, for int2 and int3 rows each
+/// fourth from 0 on and from 1 on, then from 2 on and from 3 on. Lane `n` gets the products of places `4n..4n+4` of both
+/// halves.
 #[derive(Clone, Copy)]
 pub(super) struct Ints<'a> {
     /// (T, tiles, 128).

@@ -35,13 +35,15 @@ fn int(row: &PackedRow<'_>, x: Ints<'_>, out: &mut [f32]) {
 #[target_feature(enable = "neon,dotprod")]
 fn int_tokens<const T: usize>(row: &PackedRow<'_>, x: Ints<'_>, out: &mut [f32]) {
     // int8 weights are brought to -128..=127 first, and the zero points with them.
-    let shift = if row.bits == Bits::Int8 { row.bits.offset() } else { 0 };
+    let shift = if row.bits == Bits::Int8 { row.bits.integer_zero() } else { 0 };
     assert!(x.holds(T));
     let mut sums = [[vdupq_n_f32(0.0); TILE]; T];
     for tile in 0..x.tiles {
         for block in 0..TILE {
             let b = tile * TILE + block;
             let [first, second] = match row.bits {
+                Bits::Int2 => int2_halves(row.bytes, b),
+                Bits::Int3 => int3_halves(row.bytes, b),
                 Bits::Int4 => int4_halves(row.bytes, b),
                 Bits::Int8 => int8_halves(row.bytes, b),
             };
@@ -75,6 +77,44 @@ fn int_tokens<const T: usize>(row: &PackedRow<'_>, x: Ints<'_>, out: &mut [f32])
         }
         *out = fold(&lanes);
     }
+}
+
+/// Doubled two bits of block `b`. Its eight bytes stand twice in a half, shifted to their even and odd fourths.
+#[target_feature(enable = "neon,dotprod")]
+fn int2_halves(row: &[u8], b: usize) -> [int8x16_t; 2] {
+    with_bytes::<{ BLOCK / 4 }, _>(row, b, |p| {
+        // SAFETY: 8 bytes are readable.
+        let [first, second] = fourths(unsafe { vld1_u8(p) });
+        [vreinterpretq_s8_u8(first), vreinterpretq_s8_u8(second)]
+    })
+}
+
+/// Doubled three bits of block `b`: the two low ones as int2, the high bits shifted to the same bytes.
+#[target_feature(enable = "neon,dotprod")]
+fn int3_halves(row: &[u8], b: usize) -> [int8x16_t; 2] {
+    const FIRST: [i8; 16] = [3, 3, 3, 3, -1, -1, -1, -1, 2, 2, 2, 2, -2, -2, -2, -2];
+    const SECOND: [i8; 16] = [1, 1, 1, 1, -3, -3, -3, -3, 0, 0, 0, 0, -4, -4, -4, -4];
+    with_bytes::<{ 3 * BLOCK / 8 }, _>(row, b, |p| {
+        // SAFETY: 12 bytes are readable, and the shifts are 16 bytes.
+        let (low, high, by_first, by_second) = unsafe {
+            let high = p.add(BLOCK / 4).cast::<u32>().read_unaligned();
+            (vld1_u8(p), high, vld1q_s8(FIRST.as_ptr()), vld1q_s8(SECOND.as_ptr()))
+        };
+        let [first, second] = fourths(low);
+        let (high, bit) = (vreinterpretq_u8_u32(vdupq_n_u32(high)), vdupq_n_u8(8));
+        let first = vorrq_u8(first, vandq_u8(vshlq_u8(high, by_first), bit));
+        let second = vorrq_u8(second, vandq_u8(vshlq_u8(high, by_second), bit));
+        [vreinterpretq_s8_u8(first), vreinterpretq_s8_u8(second)]
+    })
+}
+
+/// Each byte's first and second, then third and fourth two bits, doubled.
+#[target_feature(enable = "neon,dotprod")]
+fn fourths(bytes: uint8x8_t) -> [uint8x16_t; 2] {
+    let (twice, mask) = (vcombine_u8(bytes, bytes), vdupq_n_u8(6));
+    let first = vshlq_u8(twice, vcombine_s8(vdup_n_s8(1), vdup_n_s8(-1)));
+    let second = vshlq_u8(twice, vcombine_s8(vdup_n_s8(-3), vdup_n_s8(-5)));
+    [vandq_u8(first, mask), vandq_u8(second, mask)]
 }
 
 /// Low and high nibbles of block `b`.

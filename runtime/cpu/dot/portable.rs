@@ -50,6 +50,14 @@ fn unpack(row: &Row<'_>, b: usize) -> [f32; BLOCK] {
             let (scale, zero) = (packed.scales[b], packed.zero(b));
             let weight = |q: u8| (i32::from(q) - zero) as f32 * scale;
             match packed.bits {
+                Bits::Int2 => {
+                    let block: [u8; BLOCK / 4] = bytes_at(packed.bytes, b * BLOCK / 4);
+                    std::array::from_fn(|k| weight(2 * crumb(&block, k / 4, k % 4)))
+                }
+                Bits::Int3 => {
+                    let block: [u8; 3 * BLOCK / 8] = bytes_at(packed.bytes, b * 3 * BLOCK / 8);
+                    std::array::from_fn(|k| weight(2 * three(&block, k / 4, k % 4)))
+                }
                 Bits::Int4 => {
                     let block: [u8; BLOCK / 2] = bytes_at(packed.bytes, b * BLOCK / 2);
                     std::array::from_fn(|i| {
@@ -94,9 +102,37 @@ fn int(row: &PackedRow<'_>, x: Ints<'_>, out: &mut [f32]) {
     }
 }
 
-/// The stored integers of a tile in the order of [`Ints`].
+/// Two bits of an int2 block: those of weight `4i + s`.
+#[inline(always)]
+fn crumb(block: &[u8], i: usize, s: usize) -> u8 {
+    (block[i] >> (2 * s)) & 3
+}
+
+/// Three bits of an int3 block.
+#[inline(always)]
+fn three(block: &[u8], i: usize, s: usize) -> u8 {
+    let high = block[BLOCK / 4 + i % 4] >> (i / 4 * 4 + s);
+    crumb(block, i, s) | (high & 1) << 2
+}
+
+/// The stored integers of a tile in the order of [`Ints`], doubled where mid-rise.
 fn halves(row: &PackedRow<'_>, tile: usize) -> [[u8; TILE_WEIGHTS / 2]; 2] {
+    // Weight `4i + s` of a block is place `i`, or `8 + i`, of its 16 in half `s / 2`.
+    let fourths = |block: &[u8], get: fn(&[u8], usize, usize) -> u8| {
+        let size = block.len() / TILE;
+        [0, 2].map(|half| {
+            std::array::from_fn(|i| 2 * get(&block[i / 16 * size..][..size], i % 8, half + i % 16 / 8))
+        })
+    };
     match row.bits {
+        Bits::Int2 => {
+            let bytes: [u8; TILE_WEIGHTS / 4] = bytes_at(row.bytes, tile * TILE_WEIGHTS / 4);
+            fourths(&bytes, crumb)
+        }
+        Bits::Int3 => {
+            let bytes: [u8; 3 * TILE_WEIGHTS / 8] = bytes_at(row.bytes, tile * 3 * TILE_WEIGHTS / 8);
+            fourths(&bytes, three)
+        }
         Bits::Int4 => {
             let bytes: [u8; TILE_WEIGHTS / 2] = bytes_at(row.bytes, tile * TILE_WEIGHTS / 2);
             [bytes.map(|b| b & 15), bytes.map(|b| b >> 4)]
