@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::{DType, Device};
-use calora::adapter::{AdapterInfo, BranchKind, BranchStorage, write_task_file};
+use calora::adapter::{AdapterInfo, BranchKind, BranchStorage, Tail, write_task_file};
 use calora::arch::LinearId;
+use calora::device::Model;
 use serde_json::json;
 
 use super::branches::{Branches, Values};
@@ -26,7 +27,9 @@ use super::run::{Event, Job, TeacherSource, train};
 use super::setup::{Base, check_pair, layer_linears};
 use super::teacher::{TeacherKey, TeacherStates};
 use super::{export, start};
+use crate::calibrate::Calibration;
 use crate::pack::TaskDescription;
+use crate::residual::gelu_factors;
 use crate::rows;
 
 /// How a recovery branch begins.
@@ -90,6 +93,8 @@ pub struct AdaptJob {
 
 /// Calibration tokens that weigh the residual.
 const CALIBRATION_TOKENS: usize = 16_384;
+/// Which of the rows: the same for every seed of training.
+const CALIBRATION_SEED: u64 = 0x00ca_110a;
 
 /// Adapts and writes a task file.
 pub fn adapt(job: &AdaptJob, progress: &mut dyn FnMut(Event)) -> Result<Report> {
@@ -131,14 +136,10 @@ pub fn adapt(job: &AdaptJob, progress: &mut dyn FnMut(Event)) -> Result<Report> 
         };
         let factors = match job.init {
             Init::Zero => BTreeMap::new(),
-            Init::Residual => residual(
-                job,
-                (&base, &compressed),
-                lora.as_ref().map(|l| &l.1),
-                &linears,
-                (kind, rank),
-                progress,
-            )?,
+            Init::Residual => {
+                let lora = lora.as_ref().map(|(_, tail)| tail);
+                residual((job, &examples), (&base, &compressed), lora, &linears, (kind, rank), progress)?
+            }
         };
         start::add_recovery(&mut branches, recipe, &linears, (branch_kind, rank), factors, seed, place);
     }
@@ -239,18 +240,66 @@ fn teacher_states(
     TeacherStates::open_or_compute(folder.path(), &key, model, branches, examples, progress)
 }
 
-/// For each linear the factors of its residual, as a recovery branch (down, up).
+/// For each linear the factors of its residual, as a recovery branch (down, up). The inputs that weigh it are the
+/// teacher's: those of the uncompressed model with the LoRA.
 fn residual(
-    job: &AdaptJob,
+    (job, examples): (&AdaptJob, &[Example]),
     (base, compressed): (&Base, &Base),
-    lora: Option<&calora::adapter::Tail>,
+    lora: Option<&Tail>,
     linears: &[LinearId],
     (kind, rank): (Recovery, usize),
     progress: &mut dyn FnMut(Event),
 ) -> Result<BTreeMap<LinearId, (Values, Values)>> {
-    let _ = (job, base, compressed, lora, linears, kind, rank, CALIBRATION_TOKENS);
-    progress(Event::Calibration(0, 0));
-    bail!("not yet")
+    let recipe = &compressed.recipe;
+    let sequences = calibration_sequences(job, compressed, examples)?;
+    let model = Model { recipe: base.recipe.clone(), weights: base.weights.clone() };
+    let mut calibration = Calibration::new(&model, lora, &sequences, Some(rayon::current_num_threads()))?;
+    let wanted = |path: &str| recipe.linear(path).is_some_and(|id| linears.contains(&id));
+    let (mut factors, mut done) = (BTreeMap::new(), 0);
+    // Stage by stage: the moments of a whole large model would not fit in memory.
+    while let Some(moments) = calibration.next(&wanted)? {
+        for id in moments.paths().filter_map(|path| recipe.linear(path)) {
+            let of = |side: &Base| side.weights.matrices[recipe.linears[id.0].matrix.0].to_f32();
+            let (rows, cols) = recipe.linear_shape(id);
+            let lost: Vec<f32> = of(base)?.iter().zip(of(compressed)?).map(|(w, q)| w - q).collect();
+            let moment = moments.get(&recipe.linears[id.0].path);
+            let found = match kind {
+                Recovery::Gelu => gelu_factors(&lost, rows, moment.as_deref(), rank)?,
+                Recovery::Linear => crate::residual::factors(&lost, rows, moment.as_deref(), rank)?,
+            };
+            let down = Values { rows: found.rank, cols, data: found.down };
+            let up = Values { rows, cols: found.rank, data: found.up };
+            factors.insert(id, (down, up));
+        }
+        done += 1;
+        progress(Event::Calibration(done, calibration.stages()));
+    }
+    Ok(factors)
+}
+
+/// Some thousand tokens of the calibration rows, or of the training rows, in an order of their own: files are often
+/// sorted by label.
+fn calibration_sequences(job: &AdaptJob, model: &Base, examples: &[Example]) -> Result<Vec<Vec<u32>>> {
+    let max_length = job.options.max_length;
+    let own = match &job.calibration {
+        Some(path) => {
+            let encoder =
+                Encoder { tokenizer: &model.tokenizer, max_length, vocab: model.recipe.shape.vocab };
+            Some(encoder.training(&rows::read(path, None)?, path)?.0)
+        }
+        None => None,
+    };
+    let examples = own.as_deref().unwrap_or(examples);
+    let (mut sequences, mut tokens) = (Vec::new(), 0);
+    for index in Order::new(examples.len(), CALIBRATION_SEED).indices(0, examples.len()) {
+        if tokens >= CALIBRATION_TOKENS {
+            break;
+        }
+        let ids = examples[index].inputs();
+        tokens += ids.len();
+        sequences.push(ids.to_vec());
+    }
+    Ok(sequences)
 }
 
 /// Writes the task file or the folded LoRA; returns the bytes of its branches.

@@ -201,7 +201,7 @@ pub fn train(
         };
         result = Some((best.step, score));
     }
-    let seconds = times.iter().sum();
+    let seconds = times.iter().sum::<f64>() + 0.0; // -0.0 is the sum of nothing
     times.sort_by(f64::total_cmp);
     let step_seconds = times.get(times.len() / 2).copied().unwrap_or(0.0);
     Ok(Outcome { branches, start, best: result, last, seconds, step_seconds, tokens })
