@@ -1,13 +1,13 @@
 //! Round-to-nearest compression: one row of weights becomes packed words, scales and zero points.
 //!
 //! A scale is rounded to the type that it will be stored in *before* the weights are divided by it, so that what a
-//! reader multiplies with is what was divided by. Invariant: finite weights in, finite scales out; a group of zeros
+//! reader multiplies with is what was divided by (mid-rise levels have a rule of their own). Invariant: finite weights in, finite scales out; a group of zeros
 //! stays zero (in a mid-rise scheme by the scale 0).
 
 use half::f16;
 
 use super::pack::pack_row;
-use super::{Bits, Scheme};
+use super::{Bits, Scheme, mid_rise};
 
 /// The type that scales are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,16 +25,10 @@ const F16_NORMAL: std::ops::RangeInclusive<f32> = 6.103_515_6e-5..=65504.0;
 /// Weight error of the two checkpoints of the test data at int4 g32, relative: largest/7 9.5e-3 and 8.9e-3, the usual
 /// 2·largest/15 9.0e-3 and 8.4e-3, extreme on -8 7.4e-3 and 7.0e-3, the best of all candidates here 6.9e-3 and 6.5e-3.
 const SHRINK: [f32; 7] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.65];
-/// The same for mid-rise levels, of which few clip far more: the best scale of a normal group of 32 puts the outermost
-/// level at two thirds of the largest weight at two bits and at nine tenths at three. Refined by least squares.
-const MID_RISE_SHRINK: [f32; 14] =
-    [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.3];
-/// Steps of least squares after the best of these.
-const REFINEMENTS: usize = 3;
 
 impl ScaleType {
     /// The value that the stored scale has when it is read.
-    fn stored(self, scale: f32) -> f32 {
+    pub(super) fn stored(self, scale: f32) -> f32 {
         match self {
             Self::F16 => f16::from_f32(scale).to_f32(),
             Self::F32 => scale,
@@ -44,20 +38,18 @@ impl ScaleType {
     /// The type for a matrix whose groups were seen by `range`.
     pub fn for_range(scheme: Scheme, range: ScaleRange) -> Self {
         if scheme.bits.is_mid_rise() {
-            let outermost = scheme.bits.zero();
-            let shrink = MID_RISE_SHRINK[MID_RISE_SHRINK.len() - 1];
-            return Self::holding(range.smallest / outermost * shrink, range.largest / outermost);
+            return Self::holding(mid_rise::bounds(scheme.bits, range));
         }
         let offset = scheme.bits.offset() as f32;
         let steps = if scheme.symmetric { offset } else { 2.0 * offset - 1.0 };
         let shrink = if scheme.bits == Bits::Int4 { SHRINK[SHRINK.len() - 1] } else { 1.0 };
         // Every candidate lies between these two.
         let smallest = range.smallest / steps * shrink;
-        Self::holding(smallest, range.largest / (offset - 1.0))
+        Self::holding((smallest, range.largest / (offset - 1.0)))
     }
 
     /// The type for scales between these two.
-    fn holding(smallest: f32, largest: f32) -> Self {
+    fn holding((smallest, largest): (f32, f32)) -> Self {
         let fits = largest == 0.0 || (F16_NORMAL.contains(&smallest) && F16_NORMAL.contains(&largest));
         if fits { Self::F16 } else { Self::F32 }
     }
@@ -66,8 +58,8 @@ impl ScaleType {
 /// The extremes of the largest magnitudes of groups, groups of zeros left out.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ScaleRange {
-    smallest: f32,
-    largest: f32,
+    pub(super) smallest: f32,
+    pub(super) largest: f32,
 }
 
 impl Default for ScaleRange {
@@ -110,20 +102,20 @@ pub fn round_row(scheme: Scheme, scale_type: ScaleType, row: &[f32]) -> RoundedR
     let mut out = RoundedRow::default();
     let group = scheme.group_size(row.len());
     for (weights, q) in row.chunks(group).zip(integers.chunks_mut(group)) {
+        if scheme.bits.is_mid_rise() {
+            let (scale, error) = mid_rise::round_group(scheme.bits, scale_type, weights, q);
+            out.scales.push(scale);
+            out.squared_error += error;
+            continue;
+        }
         let (scale, zero) = match scheme.symmetric {
-            true if scheme.bits.is_mid_rise() => {
-                (mid_rise_scale(scheme.bits, scale_type, weights), scheme.bits.zero())
-            }
             true => (symmetric_scale(scheme.bits, scale_type, weights), scheme.bits.zero()),
             false => asymmetric_scale(scheme.bits, scale_type, weights),
         };
-        // A scale of 0 stands for a group of zeros, whatever its integers are.
-        if scale != 0.0 {
-            for (w, q) in weights.iter().zip(q) {
-                *q = (round(scheme.bits, scale, zero, *w) + zero) as u8;
-            }
-            out.squared_error += f64::from(error(scheme.bits, scale, zero, weights));
+        for (w, q) in weights.iter().zip(q) {
+            *q = (round(scheme.bits, scale, zero, *w) + zero) as u8;
         }
+        out.squared_error += f64::from(error(scheme.bits, scale, zero, weights));
         out.scales.push(scale);
         if !scheme.symmetric {
             out.zero_points.push(zero as u8);
@@ -135,7 +127,7 @@ pub fn round_row(scheme: Scheme, scale_type: ScaleType, row: &[f32]) -> RoundedR
 
 /// The level nearest to a weight, ties to even, as a distance from the zero point in scales.
 #[inline]
-fn round(bits: Bits, scale: f32, zero: f32, weight: f32) -> f32 {
+pub(super) fn round(bits: Bits, scale: f32, zero: f32, weight: f32) -> f32 {
     // Adding and taking away 1.5 * 2^23 rounds to even like `round_ties_even`, which is a call per weight on x86-64
     // without SSE4.1; clamping first keeps the sum exact.
     const SHIFT: f32 = 12_582_912.0;
@@ -172,36 +164,6 @@ fn symmetric_scale(bits: Bits, scale_type: ScaleType, weights: &[f32]) -> f32 {
     best(bits, scale_type, candidates.map(|scale| (scale, bits.zero())), weights, 1.0).0
 }
 
-/// The scale of least squared error among a few clip factors, then the least-squares scale of the levels that the best
-/// one gives, as long as it helps. Levels are symmetric, so scales are positive; 0 for a group of zeros.
-fn mid_rise_scale(bits: Bits, scale_type: ScaleType, weights: &[f32]) -> f32 {
-    let largest = weights.iter().fold(0.0f32, |m, w| m.max(w.abs()));
-    let (whole, zero) = (largest / bits.zero(), bits.zero());
-    let candidates = MID_RISE_SHRINK.iter().map(|s| (whole * s, zero));
-    let (mut scale, _) = best(bits, scale_type, candidates, weights, 0.0);
-    if scale == 0.0 {
-        return scale;
-    }
-    let mut least = error(bits, scale, zero, weights);
-    for _ in 0..REFINEMENTS {
-        let (mut product, mut power) = (0.0, 0.0);
-        for w in weights {
-            let level = round(bits, scale, zero, *w);
-            product += level * w;
-            power += level * level;
-        }
-        // Within the range for which the type was chosen.
-        let lowest = whole * MID_RISE_SHRINK[MID_RISE_SHRINK.len() - 1];
-        let refined = scale_type.stored((product / power).clamp(lowest, whole));
-        let error = error(bits, refined, zero, weights);
-        if refined == 0.0 || !refined.is_finite() || error.is_nan() || error >= least {
-            break;
-        }
-        (scale, least) = (refined, error);
-    }
-    scale
-}
-
 /// A scale over the group's range, zero included, and the zero point that makes zero exact.
 fn asymmetric_scale(bits: Bits, scale_type: ScaleType, weights: &[f32]) -> (f32, f32) {
     let (low, high) = weights.iter().fold((0.0f32, 0.0f32), |(l, h), w| (l.min(*w), h.max(*w)));
@@ -218,7 +180,7 @@ fn asymmetric_scale(bits: Bits, scale_type: ScaleType, weights: &[f32]) -> (f32,
 }
 
 /// The usable candidate of least squared error; the scale `none` for a group of zeros.
-fn best(
+pub(super) fn best(
     bits: Bits,
     scale_type: ScaleType,
     candidates: impl Iterator<Item = (f32, f32)>,
