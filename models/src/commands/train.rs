@@ -66,12 +66,9 @@ pub(crate) struct TrainArgs {
     /// Steps between checkpoints; 0 for none.
     #[arg(long, default_value_t = 100)]
     checkpoint_every: usize,
-    /// Blocks (half layers) whose activations are held at once; fewer need less memory and a second forward pass. 0: all.
-    #[arg(long, default_value_t = 0)]
-    held_blocks: usize,
-    /// Megabytes of dequantized weights that are kept in memory.
-    #[arg(long, default_value_t = 4096)]
-    weight_cache: u64,
+    /// Megabytes for dequantized weights and activations; what does not fit is computed again, which is slower.
+    #[arg(long, default_value_t = 4096, value_name = "MB")]
+    memory: u64,
     /// Folder of checkpoints, log.jsonl and loss.svg; OUT.run unless told. The same command goes on from the last
     /// checkpoint.
     #[arg(long)]
@@ -107,8 +104,7 @@ impl TrainArgs {
             max_length: self.max_length,
             eval_every: self.eval_every,
             checkpoint_every: self.checkpoint_every,
-            held_blocks: self.held_blocks,
-            weight_cache: self.weight_cache << 20,
+            memory: self.memory << 20,
         }
     }
 

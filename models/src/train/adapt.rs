@@ -22,6 +22,7 @@ use super::device::{self, DeviceChoice};
 use super::frozen::Frozen;
 use super::lora::{Report, digest, report};
 use super::loss::LossWeights;
+use super::memory::largest_batch;
 use super::options::TrainOptions;
 use super::run::{Event, Job, TeacherSource, train};
 use super::setup::{Base, check_pair, layer_linears};
@@ -147,8 +148,8 @@ pub fn adapt(job: &AdaptJob, progress: &mut dyn FnMut(Event)) -> Result<Report> 
         bail!("--no-recover without --lora leaves nothing to train");
     }
 
-    let budget = job.options.weight_cache;
-    let teacher_model = base.frozen(&device, dtype, budget);
+    let (tokens, memory) = (largest_batch(&examples, job.options.batch), job.options.memory);
+    let teacher_model = base.frozen(&device, dtype, tokens, memory)?;
     let teacher = match job.distill.distills() && job.options.steps > 0 {
         true => {
             let made_from = json!([base.id(), job.lora, digest(&examples)?]).to_string();
@@ -163,7 +164,7 @@ pub fn adapt(job: &AdaptJob, progress: &mut dyn FnMut(Event)) -> Result<Report> 
         }
         false => None,
     };
-    let frozen = compressed.frozen(&device, dtype, budget);
+    let frozen = compressed.frozen(&device, dtype, tokens, memory)?;
     let outcome = train(
         Job {
             model: &frozen,

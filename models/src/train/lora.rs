@@ -12,6 +12,7 @@ use super::checkpoint::RunFolder;
 use super::data::Encoder;
 use super::device::{self, DeviceChoice};
 use super::loss::LossWeights;
+use super::memory::largest_batch;
 use super::options::TrainOptions;
 use super::run::{Event, Job, Outcome, train};
 use super::setup::{Base, layer_linears};
@@ -108,7 +109,8 @@ pub fn lora(job: &LoraJob, progress: &mut dyn FnMut(Event)) -> Result<Report> {
     let heldout = job.heldout.as_ref().map(|path| rows::read(path, job.heldout_limit)).transpose()?;
     let (device, _) = device::open(job.device)?;
     let place = (&device, DType::F32);
-    let frozen = base.frozen(&device, DType::F32, job.options.weight_cache);
+    let tokens = largest_batch(&examples, job.options.batch);
+    let frozen = base.frozen(&device, DType::F32, tokens, job.options.memory)?;
     let branches = match &job.init {
         Some(path) => Branches::from_tail(&base.lora(path)?.1, &device, DType::F32)?,
         None => {

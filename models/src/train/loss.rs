@@ -73,7 +73,7 @@ pub struct Teacher<'a> {
 }
 
 /// Elements of a piece of logits.
-const PIECE: usize = 1 << 24;
+const PIECE: usize = 1 << 22;
 
 /// Counted tokens whose logits are computed at once.
 pub(super) fn piece(vocab: usize) -> usize {

@@ -1,7 +1,7 @@
 //! Training of adapters on the CPU or any GPU (burn; cargo feature `train`): plain LoRAs and CA-LoRA.
 //!
 //! Reading order: `data` (rows to token ids) → `batch` (ids to tensors, without padding) → `frozen` (the base model's
-//! weights) → `branches` (what is trained) → `forward` (the recipe's steps) → `loss` → `gradients` (layer by layer) →
+//! weights) → `branches` (what is trained) → `forward` (the recipe's steps) → `loss` → `gradients` (block by block) → `memory` →
 //! `optimizer` → `teacher` → `evaluate` → `run` (the loop) → `checkpoint` → `start` (where branches begin) → `export`,
 //! and the two jobs, [`lora`] and [`adapt`].
 //!
@@ -27,6 +27,7 @@ pub mod frozen;
 pub mod gradients;
 pub mod lora;
 pub mod loss;
+pub mod memory;
 pub mod optimizer;
 pub mod options;
 pub mod run;

@@ -43,11 +43,8 @@ pub struct TrainOptions {
     pub eval_every: usize,
     /// Steps between two checkpoints; 0 for none.
     pub checkpoint_every: usize,
-    /// Blocks (half decoder layers: attention, MLP) whose activations are held at once while gradients flow back; the
-    /// others are computed a second time. 0: all are held, which is fastest.
-    pub held_blocks: usize,
-    /// Bytes of dequantized weights that are kept; beyond it every use dequantizes again.
-    pub weight_cache: u64,
+    /// Bytes for dequantized weights and activations; what does not fit is computed again ([`super::memory`]).
+    pub memory: u64,
 }
 
 impl Default for TrainOptions {
@@ -65,8 +62,7 @@ impl Default for TrainOptions {
             max_length: 256,
             eval_every: 50,
             checkpoint_every: 100,
-            held_blocks: 0,
-            weight_cache: 4 << 30,
+            memory: 4 << 30,
         }
     }
 }

@@ -16,6 +16,7 @@ use super::forward::{Pass, Plan};
 use super::frozen::Frozen;
 use super::gradients::gradients;
 use super::loss::{LossTerms, LossWeights, Teacher, Totals};
+use super::memory::{Budget, largest_batch};
 use super::optimizer::Optimizer;
 use super::options::TrainOptions;
 use super::teacher::TeacherStates;
@@ -136,14 +137,15 @@ pub fn train(
             log.line(&json!({"step": 0, "heldout": score}))?;
         }
     }
+    let tokens = largest_batch(job.examples, options.batch);
+    let held = Budget::plan(&job.model.recipe, &plan, tokens, options.memory).held_blocks;
     let mut order = Order::new(job.examples.len(), options.seed);
     let per_step = options.batch * options.accumulate;
     let (mut last, mut tokens, mut times) = (LossTerms::default(), 0, Vec::new());
     for step in first..options.steps {
         let clock = Instant::now();
         let indices = order.indices(step * per_step, per_step);
-        let (terms, sum, read) =
-            step_gradients(&job, &branches, &plan, &indices, teacher.as_mut(), options.batch)?;
+        let (terms, sum, read) = step_gradients((&job, held), &branches, &plan, &indices, teacher.as_mut())?;
         let rate = options.learning_rate_at(step);
         let (next, norm) = optimizer.step(&branches, sum, rate).with_context(|| format!("step {step}"))?;
         branches = next;
@@ -209,17 +211,16 @@ pub fn train(
 
 /// Gradients of one step over one or more batches; the loss terms; tokens read.
 fn step_gradients(
-    job: &Job<'_>,
+    (job, held): (&Job<'_>, usize),
     branches: &Branches,
     plan: &Plan,
     indices: &[usize],
     mut teacher: Option<&mut TeacherSource<'_>>,
-    batch_rows: usize,
 ) -> Result<(LossTerms, Vec<Tensor<2>>, usize)> {
     let (device, dtype) = (&job.model.device, job.model.dtype);
     let mut totals = Totals::default();
     let mut batches = Vec::new();
-    for part in indices.chunks(batch_rows) {
+    for part in indices.chunks(job.options.batch) {
         totals.counted += part.iter().map(|index| job.examples[*index].counted()).sum::<usize>();
         let hidden = match &mut teacher {
             Some(teacher) => {
@@ -243,8 +244,7 @@ fn step_gradients(
             }
             _ => None,
         };
-        let (part, gradients) =
-            gradients(&pass, plan, job.options.held_blocks, teacher.as_ref(), &job.weights, &totals)?;
+        let (part, gradients) = gradients(&pass, plan, held, teacher.as_ref(), &job.weights, &totals)?;
         terms.add(&part);
         tokens += batch.tokens;
         sum = match sum.is_empty() {

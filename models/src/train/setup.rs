@@ -11,7 +11,9 @@ use calora::device::Weights;
 use calora::text::{Tokenizer, TokenizerConfig};
 use calora::weights::{BaseIds, ModelFolder};
 
+use super::forward::Plan;
 use super::frozen::Frozen;
+use super::memory::Budget;
 
 /// An opened model folder.
 pub struct Base {
@@ -38,9 +40,11 @@ impl Base {
         Ok(Self { folder, recipe, weights, ids, tokenizer })
     }
 
-    /// As constants of a training device.
-    pub fn frozen(&self, device: &Device, dtype: DType, budget: u64) -> Frozen {
-        Frozen::new(self.recipe.clone(), self.weights.clone(), device, dtype, budget)
+    /// As constants of a training device, as many kept as `memory` bytes leave room for beside batches of this many
+    /// tokens.
+    pub fn frozen(&self, device: &Device, dtype: DType, tokens: usize, memory: u64) -> Result<Frozen> {
+        let budget = Budget::plan(&self.recipe, &Plan::new(&self.recipe)?, tokens, memory);
+        Ok(Frozen::new(self.recipe.clone(), self.weights.clone(), device, dtype, budget.weights))
     }
 
     /// An adapter for this model, LoRA branches only.
