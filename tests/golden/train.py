@@ -2,8 +2,8 @@
 
     python tests/golden/train.py CALORA_BIN tests/golden/train      (the folder that is committed; half a minute)
 
-Two fixtures, `untied` and `tied`. The base is a small random Llama; `compressed` is calora's own int4 of it, read back
-by transformers with compressed-tensors; the LoRA is peft's; the recovery branch is a forward hook (`attach`). No line
+Two fixtures, `untied` and `tied`. The base is a small random Llama; `compressed` is calora's own int4 of it, unpacked
+by compressed-tensors; the LoRA is peft's; the recovery branch is a forward hook (`attach`). No line
 of the trainer is used. Deterministic: the same bytes each time from the same program.
 """
 
@@ -17,9 +17,10 @@ from pathlib import Path
 import cases  # first: it keeps transformers off the network
 import torch
 from adapters import ALL, randomise_adapter
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 RANK, ALPHA, RECOVERY_RANK, RECOVERY_SCALE = 4, 8, 6, 1.0
@@ -89,6 +90,24 @@ def linears(model: torch.nn.Module) -> dict:
     return {n: m for n, m in model.named_modules() if n.rsplit(".", 1)[-1] in ALL}
 
 
+def dequantized(folder: Path) -> LlamaForCausalLM:
+    """The compressed model with its weights as float64, integer times scale.
+
+    compressed-tensors unpacks; it would also multiply, but rounds the products to the scales' float16.
+    """
+    model = LlamaForCausalLM.from_pretrained(folder / "base", dtype=torch.float32).double()
+    file = load_file(folder / "compressed" / "model.safetensors")
+    for module, linear in linears(model).items():
+        shape = torch.Size(file[f"{module}.weight_shape"].tolist())
+        integers = unpack_from_int32(file[f"{module}.weight_packed"], 4, shape).double()
+        scale = file[f"{module}.weight_scale"].double()
+        weight = (integers.unflatten(1, (scale.shape[1], -1)) * scale[:, :, None]).flatten(1)
+        error = cases.nmse(weight, linear.weight.data)
+        assert 1e-4 < error < 2e-2, f"{module}: NMSE {error} is no 4-bit rounding"
+        linear.weight.data = weight
+    return model
+
+
 def batch(name: str) -> tuple[list[list[int]], list[list[bool]]]:
     """Ids of three sequences, and whether the token at each place is predicted and counted."""
     rng = cases.generator("train ids " + name)
@@ -144,13 +163,7 @@ def write_expected(folder: Path, name: str) -> dict:
     base = LlamaForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
     with torch.no_grad():
         teacher = states(with_lora(base, folder / "lora", trainable=False), ids)
-    packed = CompressedTensorsConfig(dequantize=True)  # dequantized while it is loaded
-    model = AutoModelForCausalLM.from_pretrained(
-        folder / "compressed", dtype=torch.float32, quantization_config=packed, device_map=None
-    )
-    for module, linear in linears(model).items():
-        assert linear.weight.dtype == torch.float32 and not torch.equal(linear.weight, linears(base)[module].base_layer.weight)
-    model = with_lora(model, folder / "lora", trainable=True)
+    model = with_lora(dequantized(folder), folder / "lora", trainable=True)
     own = attach(model, folder / "recovery.safetensors")
     for key, p in model.named_parameters():
         if p.requires_grad:
