@@ -6,6 +6,7 @@ pub mod eval;
 pub mod linalg;
 pub mod pack;
 pub mod plot;
+pub mod prepare;
 pub mod residual;
 pub mod rows;
 #[cfg(feature = "train")]

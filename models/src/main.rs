@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 
 #[cfg(feature = "train")]
 use commands::{adapt, lora};
-use commands::{bench, compress, demo, devices, eval, inspect, logits, pack, run};
+use commands::{bench, compress, demo, devices, eval, inspect, logits, pack, prepare, run};
 #[cfg(not(feature = "train"))]
 use commands::{untrained as adapt, untrained as lora};
 
@@ -31,6 +31,8 @@ enum Command {
     Run(run::Args),
     /// Compress a Hugging Face model folder to int8 or int4.
     Compress(compress::Args),
+    /// Turn labelled data into rows to train and evaluate on.
+    Prepare(prepare::Args),
     /// Train a LoRA on a model, compressed or not, into a PEFT folder.
     Lora(lora::Args),
     /// Repair a task on a compressed model: LoRA, recovery, distillation (CA-LoRA).
@@ -57,6 +59,7 @@ fn main() -> std::process::ExitCode {
         Command::Compress(args) => compress::run(&args),
         Command::Lora(args) => lora::run(&args),
         Command::Adapt(args) => adapt::run(&args),
+        Command::Prepare(args) => prepare::run(&args),
         Command::Pack(args) => pack::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Logits(args) => logits::run(&args),

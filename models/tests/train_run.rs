@@ -112,7 +112,7 @@ fn evaluate(model: &Path, adapter: &Path, data: &Path) -> eval::Evaluation {
     };
     let engine = Engine::load(model, options).unwrap();
     let adapters = [(engine.open_adapter(adapter).unwrap(), 1.0)];
-    eval::evaluate(&engine, &adapters, &rows::read(data, None).unwrap(), 256, || ()).unwrap()
+    eval::evaluate(&engine, &adapters, &rows::read(data, None).unwrap(), 256, |_| Ok(())).unwrap()
 }
 
 #[test]

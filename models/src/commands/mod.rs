@@ -12,6 +12,7 @@ pub(crate) mod logits;
 #[cfg(feature = "train")]
 pub(crate) mod lora;
 pub(crate) mod pack;
+pub(crate) mod prepare;
 pub(crate) mod run;
 #[cfg(feature = "train")]
 mod train;
