@@ -62,7 +62,7 @@ pub(crate) struct Args {
     #[arg(long)]
     train_free: bool,
     /// Peak learning rate.
-    #[arg(long = "lr", default_value_t = 1e-3)]
+    #[arg(long = "lr", default_value_t = 2e-3)]
     learning_rate: f64,
     /// Begin from a fresh LoRA.
     #[arg(long)]
@@ -83,7 +83,7 @@ pub(crate) struct Args {
     #[arg(long)]
     recovery_rank: Option<usize>,
     /// Weight of the distillation.
-    #[arg(long, default_value_t = 0.5)]
+    #[arg(long, default_value_t = 8.0)]
     lambda: f64,
     /// What is distilled.
     #[arg(long, value_enum, default_value = "hidden")]

@@ -28,7 +28,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 300)]
     steps: usize,
     /// Peak learning rate.
-    #[arg(long = "lr", default_value_t = 2e-3)]
+    #[arg(long = "lr", default_value_t = 4e-3)]
     learning_rate: f64,
     #[command(flatten)]
     train: TrainArgs,
