@@ -94,6 +94,7 @@ class Report:
             "spread": stdev(values) if len(values) > 1 else None,
             "base_bytes": any_result["base_bytes"],
             "branch_bytes": any_result["branch_bytes"],
+            "bytes": any_result["base_bytes"] + any_result["branch_bytes"],
             "parameters": any_result["branch_bytes"] // 2,
             "gap_closed": closed[0] if closed else None,
             "gap_closed_spread": closed[1] if closed else None,
@@ -114,6 +115,7 @@ class Report:
                         "gap": self.gap(task, scheme),
                         "rows": entries,
                         "best_less": {o: t for o, t in tests.items() if t},
+                        "claims": self.claims(task, scheme),
                     }
                 )
         return found
@@ -130,9 +132,10 @@ class Report:
                 spread = "one seed, spread unknown" if gap["spread"] is None else f"spread over seeds {100 * gap['spread']:.1f}"
                 verdict = " - within 3 x the spread: noise" if gap["noise"] else ""
                 parts.append(f"Compression costs {100 * gap['gap']:.1f} points; {spread}{verdict}.\n")
-            parts.append("| row | points | gap closed | base MB | branches kB | seeds | best less this (95 %) |")
-            parts.append("|---|---|---|---|---|---|---|")
+            parts.append("| row | points | gap closed | MB: base + branches = all | seeds | best less this (95 %) |")
+            parts.append("|---|---|---|---|---|---|")
             parts += [self._line(block, entry) for entry in block["rows"]]
+            parts += ["", *(f"- {claim}" for claim in self.claims(task, scheme))]
             parts.append("")
         return "\n".join(parts)
 
@@ -144,8 +147,28 @@ class Report:
         test = block["best_less"].get(e["row"])
         test = f"{100 * test['difference']:+.1f} [{100 * test['low']:+.1f}, {100 * test['high']:+.1f}]" if test else ""
         title = f"*{e['title']}*" if e["ablation"] else e["title"]
-        base, branches = f"{e['base_bytes'] / 1e6:.2f}", f"{e['branch_bytes'] / 1e3:.0f}"
-        return f"| {title} | {points} | {closed} | {base} | {branches} | {len(e['seeds'])} | {test} |"
+        base, branches = e["base_bytes"] / 1e6, e["branch_bytes"] / 1e6
+        size = f"{base:.2f} + {branches:.2f} = {base + branches:.2f}"
+        return f"| {title} | {points} | {closed} | {size} | {len(e['seeds'])} | {test} |"
+
+    def claims(self, task: str, scheme: str) -> list[str]:
+        """What the paper's method should do, and whether it does; only where the seeds allow an answer."""
+        found, own = [], self.entry(task, scheme, CLAIM)
+        top, gap = self.entry(task, scheme, "lora-longer"), self.gap(task, scheme)
+        if not own or not top or not gap or gap["spread"] is None:
+            return found
+        spread = max(own["spread"] or 0.0, top["spread"] or 0.0)
+        short = top["mean"] - own["mean"]
+        say = "yes" if short <= spread else f"NO, short by {100 * short:.1f}"
+        found.append(f"reaches the longer-trained LoRA on the uncompressed model within the spread ({100 * spread:.1f}): {say}")
+        for other in ("retrained-steps", "retrained-full", "retrained-wide"):
+            if test := self.against(task, scheme, CLAIM, other):
+                say = "yes" if test["low"] > 0 else "NO, it is worse" if test["high"] < 0 else "not distinguishable"
+                found.append(f"beats: {ROWS[other].title}: {say}")
+        if own["gap_closed"] is not None and not gap["noise"]:
+            say = "yes" if own["gap_closed"] >= 0.9 else "NO"
+            found.append(f"closes at least 90 % of the gap: {say}, {100 * own['gap_closed']:.0f} %")
+        return found
 
 
 METRICS = {"accuracy": "accuracy", "exact_match": "exact answers", "token_f1": "word F1"}

@@ -98,6 +98,10 @@ fn eval_scores_every_kind_of_row() {
     let choice =
         serde_json::json!({"prompt": prompt("will it rain in Rome"), "choices": choices, "label": 0});
     assert_eq!(eval(&choice.to_string(), &["--adapter", &task])["accuracy"], 1.0);
+    let wrong = serde_json::json!({"prompt": prompt("will it rain in Rome"), "choices": choices, "label": 1});
+    let each = work.path("each.jsonl");
+    eval(&format!("{choice}\n{wrong}\n"), &["--adapter", &task, "--rows-out", &each]);
+    assert_eq!(std::fs::read_to_string(&each).unwrap(), "{\"right\":true}\n{\"right\":false}\n");
     let text = serde_json::json!({"text": "The old man went down to the sea."}).to_string();
     let result = eval(&text, &[]);
     let (loss, perplexity) = (result["loss"].as_f64().unwrap(), result["perplexity"].as_f64().unwrap());
@@ -252,6 +256,25 @@ fn mistakes_are_explained() {
         assert!(stderr.contains(word), "{arguments:?}: {stderr}");
     }
     assert!(!PathBuf::from(&nowhere).exists(), "a failed command left something behind");
+}
+
+/// From sentences with labels to a score.
+#[test]
+fn prepared_rows_are_evaluated() {
+    let work = Work::new();
+    let (data, rows) = (work.path("data.csv"), work.path("rows.jsonl"));
+    let text = "text,intent\nplay some jazz,PlayMusic\nwill it rain in Rome,GetWeather\n";
+    std::fs::write(&data, text).unwrap();
+    ok(&["prepare", &models("base"), "--data", &data, "--out", &rows, "--as", "choices"]);
+    let task = work.path("intent.safetensors");
+    let result =
+        json(&["eval", &work.path("int4"), "--adapter", &task, "--data", &rows, "--device", "cpu", "--json"]);
+    assert_eq!((result["rows"].as_u64(), result["accuracy"].as_f64()), (Some(2), Some(1.0)), "{result}");
+    // A misspelt option of the two that belong together.
+    assert!(
+        fails(&["prepare", &models("base"), "--data", &data, "--out", &rows, "--holdout", "0.5"])
+            .contains("--heldout")
+    );
 }
 
 #[test]

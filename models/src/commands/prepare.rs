@@ -20,9 +20,18 @@ enum KindArg {
     Text,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  calora prepare MODEL --data intents.jsonl --out train.jsonl
+  calora prepare MODEL --data messages.csv --as choices --choices ham,spam --out rows.jsonl
+  calora prepare MODEL --data questions.tsv --input question --target answer --out rows.jsonl
+  calora prepare MODEL --data all.jsonl --holdout 0.1 --out train.jsonl --heldout test.jsonl
+  calora prepare MODEL --data novel.txt --holdout 0.15 --out train.jsonl --heldout test.jsonl";
+
 /// Turns labelled data into rows to train and evaluate on: .jsonl with {text, intent or label}, {input, target} or
 /// {prompt, completion}; .csv and .tsv with a line of names; .txt as one text.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// The model folder, whose chat template and tokenizer shape the prompts.
     model: PathBuf,
