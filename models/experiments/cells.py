@@ -207,11 +207,7 @@ class Plan:
             command = ("adapt", self.base, path, "--lora", f"{{{lora.name}}}", "--out", f"{{{own}}}", *row.adapt)
             command += ("--recovery-rank", str(RECOVERY_RANK)) if "--no-recover" not in row.adapt else ()
             command += ("--lambda", LAMBDA)
-<<<<<<< HEAD
             lr = SHORT_LR if "--no-inherit" in row.adapt else ADAPT_LR
-=======
-            lr = LORA_LR if "--no-inherit" in row.adapt else ADAPT_LR
->>>>>>> table
             command += training(cell.seed, f"{{{rows.name}}}", task.adapt_steps, lr)
             return [Artifact(own, command, (lora, rows, *needs))]
         found = [self.base_recovery(cell.scheme, cell.seed)] if row.base_recovery else []
