@@ -43,6 +43,7 @@
 //! of their groups, `"levels": "mid-rise"`: other readers refuse them instead of misreading them.
 
 pub mod activations;
+pub mod grid;
 pub mod pack;
 pub mod round;
 
