@@ -27,9 +27,6 @@ pub enum Method {
     /// Round to nearest, with the scale of least squared error among a few.
     #[default]
     Rtn,
-    /// Round to nearest, with the scale of least squared error where each square counts as much as its weight's magnitude:
-    /// large weights carry the output, and a scale of least plain error shrinks them. It takes no calibration either.
-    Weighted,
     /// GPTQ: each weight is rounded after what the errors before it do to the outputs on the calibration text.
     Gptq,
 }

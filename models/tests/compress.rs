@@ -1,5 +1,5 @@
 //! Compressed folders as they are read again: schemes, errors, ids, companions, and what is refused.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -306,8 +306,7 @@ fn progress_reaches_its_total() {
 fn checkpoint(name: &str) -> Option<PathBuf> {
     let data = std::env::var_os("CALORA_TEST_DATA").map(|data| PathBuf::from(data).join("models").join(name));
     if data.is_none() {
-        use std::io::Write;
-        writeln!(std::io::stderr(), "CALORA_TEST_DATA is not set: {name} is left out").unwrap();
+        eprintln!("CALORA_TEST_DATA is not set: {name} is left out");
     }
     data
 }
@@ -366,27 +365,18 @@ fn gptq_moves_outputs_less_than_rounding_does() {
 }
 
 #[test]
-fn weighted_scales_keep_large_weights() {
+fn what_a_model_samples_calibrates_it() {
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("base");
-    let weights = |method| {
-        let temp = tempfile::tempdir().unwrap();
-        let mut options = CompressOptions::new(Bits::Int2, Some(32));
-        options.method = method;
-        let report = compress(&base, &temp.path().join("out"), &options, |_, _| ()).unwrap();
-        (report, matrices(&temp.path().join("out")))
-    };
-    let ((plain, rtn), (weighted, other)) = (weights(Method::Rtn), weights(Method::Weighted));
-    assert_eq!(plain.bytes, weighted.bytes);
-    assert!(weighted.relative_error > plain.relative_error, "rtn is the one of least squared error");
-    let before = matrices(&base);
-    for (path, w) in before.iter().filter(|(path, _)| path.contains("layers")) {
-        let w = w.to_f32().unwrap();
-        let cost = |matrix: &Matrix| -> f64 {
-            let q = matrix.to_f32().unwrap();
-            w.iter().zip(q).map(|(w, q)| f64::from(w.abs()) * f64::from(w - q).powi(2)).sum()
-        };
-        assert!(cost(&other[path]) < cost(&rtn[path]), "{path}");
-    }
+    let options =
+        calora::engine::EngineOptions { device: calora::engine::DeviceChoice::Cpu, ..Default::default() };
+    let engine = calora::engine::Engine::load(&base, options).unwrap();
+    let sample = || calora_models::calibrate::sampled(&engine, 1, 1000, 200, |_| ()).unwrap();
+    let sequences = sample();
+    assert_eq!(sequences, sample());
+    assert!((1000..1010).contains(&sequences.iter().map(Vec::len).sum::<usize>()));
+    assert!(sequences.iter().all(|ids| ids[0] == 1 && ids.len() <= 200));
+    let distinct: std::collections::BTreeSet<_> = sequences.concat().into_iter().collect();
+    assert!(distinct.len() > 150, "{} distinct tokens: this is no text", distinct.len());
 }
 
 #[test]

@@ -138,8 +138,10 @@ mod tests {
             .collect()
     }
 
+    type Search = fn(Scheme, ScaleType, &[f32]) -> Grid;
+
     /// Both searches, the weighted one with more importance for larger weights.
-    fn searches() -> [fn(Scheme, ScaleType, &[f32]) -> Grid; 2] {
+    fn searches() -> [Search; 2] {
         [grid::search, |scheme, scale_type, weights| {
             let importance: Vec<f32> = weights.iter().map(|w| w.abs()).collect();
             grid::weighted_search(scheme, scale_type, weights, &importance)

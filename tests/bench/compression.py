@@ -26,8 +26,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
-METHODS = ("rtn", "weighted", "gptq")
-COLOURS = {"rtn": "#c9a26b", "weighted": "#2f6fb0", "gptq": "#1c8a4b", "compressed-tensors": "#b03a2e", "llama.cpp": "#7a4fa3"}
+METHODS = ("rtn", "gptq")
+COLOURS = {"rtn": "#c9a26b", "gptq": "#1c8a4b", "compressed-tensors": "#b03a2e", "llama.cpp": "#7a4fa3"}
 
 
 def call(*args: object) -> dict:

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use calora::engine::{DeviceChoice, Engine, EngineOptions};
 use calora::quant::Bits;
 use calora::text::{Tokenizer, TokenizerConfig};
 use calora::weights::ModelFolder;
@@ -15,6 +16,8 @@ use crate::output;
 
 /// The longest calibration sequence, which is also all the attention that it has.
 const CALIBRATION_WINDOW: usize = 2048;
+/// The longest sampled sequence: further on, small models repeat themselves.
+const SAMPLE_WINDOW: usize = 256;
 
 /// Bits of a weight.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -45,9 +48,7 @@ impl From<SchemeArg> for Bits {
 enum MethodArg {
     /// To the nearest level, with the scale of least squared error.
     Rtn,
-    /// The same, large weights counting more: no calibration, better below 4 bits.
-    Weighted,
-    /// Against text that runs through the model: best, needs --calibration.
+    /// Each weight after what the errors before it do to outputs on calibration text: better at every size below int8.
     Gptq,
 }
 
@@ -80,6 +81,9 @@ pub(crate) struct Args {
     /// move. Not what is evaluated on later.
     #[arg(long, value_name = "ROWS.jsonl")]
     calibration: Option<PathBuf>,
+    /// Calibrate on text that the uncompressed model samples itself, where there is no other.
+    #[arg(long, conflicts_with = "calibration")]
+    calibration_self: bool,
     /// The most calibration tokens; rows beyond are left out.
     #[arg(long, default_value_t = 65_536)]
     calibration_tokens: usize,
@@ -119,13 +123,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     options.method = match args.method {
         MethodArg::Rtn => Method::Rtn,
-        MethodArg::Weighted => Method::Weighted,
         MethodArg::Gptq => Method::Gptq,
     };
     options.exceptions.clone_from(&args.scheme_for);
     options.damping = args.damping;
     if let Some(path) = &args.calibration {
         options.calibration = calibration(&args.source, path, args.calibration_tokens)?;
+    }
+    if args.calibration_self {
+        options.calibration = sampled(&args.source, args.calibration_tokens)?;
     }
     let bar = output::progress(0, "compress");
     let result = compress(&args.source, &args.out, &options, |done, total| {
@@ -176,6 +182,19 @@ fn calibration(model: &Path, path: &Path, most: usize) -> Result<Vec<Vec<u32>>> 
         tokens += ids.len();
         tokens <= most
     });
+    Ok(sequences)
+}
+
+/// Text that the model samples itself, as much as was asked for.
+fn sampled(model: &Path, tokens: usize) -> Result<Vec<Vec<u32>>> {
+    let engine = Engine::load(model, EngineOptions { device: DeviceChoice::Cpu, ..Default::default() })?;
+    let start = engine.tokenizer()?.bos();
+    let start = start.context("--calibration-self: the tokenizer has no token that starts a text")?;
+    let bar = output::progress(tokens as u64, "sample");
+    let window = engine.model_info().context_size.min(SAMPLE_WINDOW);
+    let sequences =
+        calora_models::calibrate::sampled(&engine, start, tokens, window, |n| bar.set_position(n as u64))?;
+    bar.finish_and_clear();
     Ok(sequences)
 }
 

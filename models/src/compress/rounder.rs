@@ -6,7 +6,7 @@ use calora::Result;
 use calora::arch;
 use calora::device::{Model, Weights};
 use calora::quant::Bits;
-use calora::quant::grid::{search, weighted_search};
+use calora::quant::grid::search;
 use calora::quant::pack::pack_row;
 use calora::quant::round::{RoundedRow, round_row};
 use calora::weights::{Matrix, ModelFolder, Tensor};
@@ -111,7 +111,7 @@ impl<'a> Rounder<'a> {
         let rows = match feedback {
             Some(feedback) => feedback.round(linear.scheme, linear.scale_type, &mut weights),
             None => {
-                let rows = self.nearest(linear, &weights);
+                let rows = Self::nearest(linear, &weights);
                 weights = linear.read(&rows);
                 rows
             }
@@ -133,25 +133,16 @@ impl<'a> Rounder<'a> {
             let end = (start + block).min(linear.rows);
             let values = linear.weight.to_f32_range(start * linear.cols..end * linear.cols)?;
             power += square(&values);
-            let rows = self.nearest(linear, &values);
+            let rows = Self::nearest(linear, &values);
             error += self.write(linear, &rows, &mut zeros)?;
         }
         self.finish(linear, &zeros, error, power, None)
     }
 
     /// Some rows to their nearest levels.
-    fn nearest(&self, linear: &Linear, values: &[f32]) -> Vec<RoundedRow> {
+    fn nearest(linear: &Linear, values: &[f32]) -> Vec<RoundedRow> {
         let (scheme, scale_type) = (linear.scheme, linear.scale_type);
-        let weighted = self.options.method == Method::Weighted;
-        let round = |row: &[f32]| {
-            round_row(scheme, row, |group| {
-                if !weighted {
-                    return search(scheme, scale_type, group);
-                }
-                let importance: Vec<f32> = group.iter().map(|w| w.abs()).collect();
-                weighted_search(scheme, scale_type, group, &importance)
-            })
-        };
+        let round = |row: &[f32]| round_row(scheme, row, |group| search(scheme, scale_type, group));
         values.par_chunks(linear.cols).map(round).collect()
     }
 
