@@ -137,7 +137,8 @@ pub fn weighted_search(scheme: Scheme, scale_type: ScaleType, weights: &[f32], i
     let extreme = extreme(weights);
     let (smallest, largest) = scale_bounds(scheme);
     let step = (largest - smallest) / (CANDIDATES - 1) as f32;
-    let scales = (0..CANDIDATES).map(|i| extreme.abs() * (smallest + i as f32 * step));
+    // The largest first: it wins where squares overflow.
+    let scales = (0..CANDIDATES).map(|i| extreme.abs() * (largest - i as f32 * step));
     let signs = if bits.is_mid_rise() { &[1.0][..] } else { &[1.0, -1.0] };
     let candidates = scales.flat_map(|scale| signs.iter().map(move |sign| scale * sign));
     let candidates =
