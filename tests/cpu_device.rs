@@ -175,12 +175,13 @@ fn linear_cases() -> Vec<(usize, usize, Store)> {
     let mut cases = Vec::new();
     for (rows, cols) in [(33, 172), (64, 64), (96, 256), (17, 1), (40, 33), (31, 130)] {
         cases.extend([Store::F32, Store::F16, Store::BF16].map(|store| (rows, cols, store)));
-        for (bits, group, symmetric) in [Bits::Int4, Bits::Int8]
+        for (bits, group, symmetric) in [Bits::Int2, Bits::Int3, Bits::Int4, Bits::Int8]
             .into_iter()
             .flat_map(|bits| [None, Some(32), Some(64), Some(128)].map(|group| (bits, group)))
             .flat_map(|(bits, group)| [true, false].map(|symmetric| (bits, group, symmetric)))
         {
-            if group.is_none_or(|g| cols % g == 0) {
+            // Mid-rise levels have no zero points.
+            if group.is_none_or(|g| cols % g == 0) && (symmetric || !bits.is_mid_rise()) {
                 cases.push((rows, cols, scheme(bits, group, symmetric)));
             }
         }
@@ -250,6 +251,8 @@ fn models() -> Vec<(Store, Model)> {
         scheme(Bits::Int4, Some(32), true),
         scheme(Bits::Int4, None, false),
         scheme(Bits::Int8, Some(64), false),
+        scheme(Bits::Int3, Some(32), true),
+        scheme(Bits::Int2, None, true),
     ];
     let config = common::small_config();
     stores.into_iter().map(|store| (store, random_model(&config, store, 3))).collect()

@@ -298,6 +298,17 @@ fn packed_tensors_that_contradict_the_configuration() {
     with_config(&|c| c.pointer_mut(group).unwrap()["symmetric"] = json!(false))
         .refused("weight_packed", "zero_point");
     with_config(&|c| c.pointer_mut(group).unwrap()["num_bits"] = json!(2)).refused("config.json", "num_bits");
+    // calora's extension: the same tensors are too wide for two bits, and four bits have no mid-rise levels.
+    let extended = |bits: u8| {
+        with_config(&|c| {
+            c["quantization_config"]["format"] = json!("calora-mid-rise");
+            let weights = c.pointer_mut(group).unwrap();
+            (weights["num_bits"], weights["levels"]) = (json!(bits), json!("mid-rise"));
+        })
+    };
+    extended(2).refused("weight_packed", "expected [32, 2]");
+    extended(3).refused("weight_packed", "expected [32, 3]");
+    extended(4).refused("config.json", "levels");
     with_config(&|c| c["quantization_config"]["quant_method"] = json!("awq"))
         .refused("config.json", "quant_method");
 }

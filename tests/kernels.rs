@@ -11,7 +11,7 @@ use calora::adapter::BranchKind;
 use calora::cpu::{CpuDevice, CpuOptions};
 use calora::device::{Activations, Answer, Device, Forward, Model, Want};
 use calora::gpu::{CapsMask, Family, GpuDevice};
-use calora::quant::Bits::{Int4, Int8};
+use calora::quant::Bits::{Int2, Int3, Int4, Int8};
 use calora::weights::DType;
 use common::{Random, Store, nmse, random_branch, random_model, random_tail, scheme, small_config};
 use gpu::{
@@ -45,6 +45,12 @@ const TABLE: &[(usize, usize, Store, Extras)] = &{
         (96, 256, scheme(Int8, Some(32), true), NONE),
         (64, 64, scheme(Int8, Some(64), false), NONE),
         (130, 384, scheme(Int8, Some(128), true), BIAS),
+        (33, 172, scheme(Int3, None, true), BIAS),
+        (96, 256, scheme(Int3, Some(32), true), NONE),
+        (130, 384, scheme(Int3, Some(128), true), NONE),
+        (41, 172, scheme(Int2, None, true), NONE),
+        (96, 256, scheme(Int2, Some(32), true), BIAS),
+        (64, 64, scheme(Int2, Some(64), true), NONE),
     ]
 };
 
@@ -269,7 +275,9 @@ fn a_small_llama_equals_the_cpu() {
         (small_config(), Store::BF16),
         (small_config(), scheme(Int4, Some(32), true)),
         (tied.clone(), scheme(Int8, None, false)),
-        (tied, scheme(Int4, Some(64), false)),
+        (tied.clone(), scheme(Int4, Some(64), false)),
+        (tied.clone(), scheme(Int3, Some(32), true)),
+        (tied, scheme(Int2, Some(32), true)),
     ];
     for (i, (config, store)) in rows.into_iter().enumerate() {
         let model = random_model(&config, store, 11);
@@ -381,13 +389,21 @@ fn swap_and_detach_are_exact() {
 #[test]
 fn matrices_split_by_rows() {
     let config = llama(serde_json::json!({"tie_word_embeddings": true}));
-    for store in [Store::F16, scheme(Int4, Some(32), false), scheme(Int8, Some(32), true)] {
+    // The largest binding in bytes. It holds eight of the widest rows, the fewest of a part, and the logits of five
+    // tokens, so that the kernels stay the same.
+    for (store, max_binding) in [
+        (Store::F16, 2816),
+        (scheme(Int4, Some(32), false), 2816),
+        (scheme(Int8, Some(32), true), 2816),
+        (scheme(Int3, Some(32), true), 2816),
+        (scheme(Int2, Some(32), true), 2400),
+    ] {
         let model = random_model(&config, store, 13);
         let tail = random_tail(&model.recipe, 3, 5, DType::F32, 9);
         let tokens = ids(&model, 70);
         for variant in [&VARIANTS[0], &VARIANTS[2]] {
             let mut whole = open(&model, Activations::F32, variant.mask);
-            let mask = CapsMask { max_binding: Some(2816), ..variant.mask };
+            let mask = CapsMask { max_binding: Some(max_binding), ..variant.mask };
             let mut split = open(&model, Activations::F32, mask);
             for tokens in [&tokens[..1], &tokens[..50]] {
                 let (a, b) = (whole.load_tail(&tail).unwrap(), split.load_tail(&tail).unwrap());

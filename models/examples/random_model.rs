@@ -1,10 +1,10 @@
 //! Writes a random compressed Llama of a phone's size, and a task file with branches on every linear: for measuring
 //! load time, memory and speed where no real weights can be had.
 //!
-//!     cargo run --release -p calora-models --example random_model -- OUT [layers]
+//!     cargo run --release -p calora-models --example random_model -- OUT [layers] [bits]
 //!
 //! The shape is that of Llama 3.2 1B (vocabulary 128,256, hidden 2048, MLP 8192, 32 heads over 8 KV heads); linears and
-//! head are int4 in groups of 32, the embedding is bf16. `OUT/task.safetensors` has LoRA r16 and recovery r32.
+//! head are of 4 bits (or 2, 3, 8) in groups of 32, the embedding is bf16. `OUT/task.safetensors` has LoRA r16 and recovery r32.
 #![allow(clippy::print_stderr)]
 
 use std::borrow::Cow;
@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use calora::arch::Recipe;
+use calora::quant::Bits;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, View, serialize_to_file};
 
@@ -61,8 +62,14 @@ impl Random {
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let out = PathBuf::from(arguments.next().context("usage: random_model OUT [layers]")?);
+    let out = PathBuf::from(arguments.next().context("usage: random_model OUT [layers] [bits]")?);
     let layers: usize = arguments.next().map_or(Ok(16), |a| a.parse())?;
+    let bits = arguments.next().map_or(Ok(4), |a| a.parse())?;
+    let bits = Bits::from_count(bits).context("bits are 2, 3, 4 or 8")?;
+    let (format, levels) = match bits.is_mid_rise() {
+        true => ("calora-mid-rise", serde_json::json!("mid-rise")),
+        false => ("pack-quantized", serde_json::Value::Null),
+    };
     std::fs::create_dir_all(&out)?;
     let config = serde_json::json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048,
@@ -71,12 +78,12 @@ fn main() -> Result<()> {
         "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "hidden_act": "silu", "tie_word_embeddings": false,
         "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2,
         "quantization_config": {
-            "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+            "quant_method": "compressed-tensors", "format": format, "quantization_status": "compressed",
             "ignore": [],
             "config_groups": {"group_0": {
                 "targets": ["Linear"], "input_activations": null, "output_activations": null,
-                "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": true,
-                            "dynamic": false}
+                "weights": {"num_bits": bits.count(), "type": "int", "strategy": "group", "group_size": 32,
+                            "symmetric": true, "dynamic": false, "levels": levels}
             }}
         }
     });
@@ -92,10 +99,12 @@ fn main() -> Result<()> {
             tensors.push((format!("{path}.weight"), Bytes(Dtype::BF16, vec![rows, cols], data)));
             continue;
         }
-        // Uniform 4-bit integers have a standard deviation of 4.6.
-        let scale = f16::from_f32(std / 4.6).to_le_bytes();
+        // The standard deviation of uniform integers.
+        let spread = ((4f32.powi(bits.count() as i32) - 1.0) / 12.0).sqrt();
+        let scale = f16::from_f32(std / spread).to_le_bytes();
         let shape: Vec<u8> = [rows as i64, cols as i64].iter().flat_map(|v| v.to_le_bytes()).collect();
-        let words = Bytes(Dtype::I32, vec![rows, cols / 8], rng.bytes(rows * cols / 2));
+        let words = bits.words(cols);
+        let words = Bytes(Dtype::I32, vec![rows, words], rng.bytes(rows * words * 4));
         tensors.push((format!("{path}.weight_packed"), words));
         let scales = Bytes(Dtype::F16, vec![rows, cols / 32], scale.repeat(rows * cols / 32));
         tensors.push((format!("{path}.weight_scale"), scales));

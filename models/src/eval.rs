@@ -7,6 +7,26 @@ use serde::Serialize;
 
 use crate::rows::{Row, token_f1};
 
+/// How one row went; only the fields of its kind are present.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct RowResult {
+    /// Whether the likeliest choice was the right one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub right: Option<bool>,
+    /// Whether the greedy completion was the expected text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exact: Option<bool>,
+    /// Its overlap of words with the expected text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub f1: Option<f64>,
+    /// Sum of the negative log-likelihoods of the text's tokens, in nats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    /// How many tokens that is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<usize>,
+}
+
 /// The result of an evaluation; only the fields of the rows' kind are present.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Evaluation {
@@ -71,20 +91,20 @@ pub fn windowed_loss(
     Ok((sum, count))
 }
 
-/// Evaluates rows; `window` is the most tokens of a text seen at once, `tick` is called after each row.
+/// Evaluates rows; `window` is the most tokens of a text seen at once, `tick` is called after each row with its result.
 pub fn evaluate(
     engine: &Engine,
     adapters: &[(BoundAdapter, f32)],
     rows: &[Row],
     window: usize,
-    mut tick: impl FnMut(),
+    mut tick: impl FnMut(RowResult) -> Result<()>,
 ) -> Result<Evaluation> {
     let tokenizer = engine.tokenizer()?;
     let options = SessionOptions { adapters: adapters.to_vec(), ..SessionOptions::default() };
     let mut session = engine.session(options)?;
     let mut total = Totals::default();
     for row in rows {
-        match row {
+        let result = match row {
             Row::Choice { prompt, choices, label } => {
                 let prompt_length = tokenizer.encode(prompt)?.len();
                 let mut best = (f64::INFINITY, 0);
@@ -95,7 +115,7 @@ pub fn evaluate(
                         best = (loss, index);
                     }
                 }
-                total.right += usize::from(best.1 == *label);
+                RowResult { right: Some(best.1 == *label), ..RowResult::default() }
             }
             Row::Completion { prompt, completion } => {
                 let options = GenerationOptions {
@@ -106,18 +126,21 @@ pub fn evaluate(
                 let answer = session.respond_to_tokens(&tokenizer.encode(prompt)?, &options)?.collect()?.text;
                 // A completion may spell the end-of-turn token, which an answer never contains.
                 let expected = tokenizer.decode(&tokenizer.encode_plain(completion)?)?;
-                total.exact += usize::from(answer.trim() == expected.trim());
-                total.f1 += token_f1(&answer, &expected);
+                RowResult {
+                    exact: Some(answer.trim() == expected.trim()),
+                    f1: Some(token_f1(&answer, &expected)),
+                    ..RowResult::default()
+                }
             }
             Row::Text { text } => {
                 let ids = tokenizer.encode(text)?;
                 let bos = tokenizer.bos().filter(|bos| ids.first() == Some(bos));
                 let (sum, count) = windowed_loss(&mut session, bos, &ids[bos.iter().count()..], window)?;
-                total.loss += sum;
-                total.tokens += count;
+                RowResult { loss: Some(sum), tokens: Some(count), ..RowResult::default() }
             }
-        }
-        tick();
+        };
+        total.add(&result);
+        tick(result)?;
     }
     Ok(total.evaluation(rows))
 }
@@ -132,6 +155,14 @@ struct Totals {
 }
 
 impl Totals {
+    fn add(&mut self, row: &RowResult) {
+        self.right += usize::from(row.right == Some(true));
+        self.exact += usize::from(row.exact == Some(true));
+        self.f1 += row.f1.unwrap_or_default();
+        self.loss += row.loss.unwrap_or_default();
+        self.tokens += row.tokens.unwrap_or_default();
+    }
+
     fn evaluation(self, rows: &[Row]) -> Evaluation {
         let n = rows.len();
         let share = |count: usize| Some(count as f64 / n.max(1) as f64);

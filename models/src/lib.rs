@@ -6,5 +6,8 @@ pub mod eval;
 pub mod linalg;
 pub mod pack;
 pub mod plot;
+pub mod prepare;
 pub mod residual;
 pub mod rows;
+#[cfg(feature = "train")]
+pub mod train;

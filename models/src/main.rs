@@ -9,7 +9,11 @@ mod output;
 
 use clap::{Parser, Subcommand};
 
-use commands::{bench, compress, demo, devices, eval, inspect, logits, pack, run};
+#[cfg(feature = "train")]
+use commands::{adapt, lora};
+use commands::{bench, compress, demo, devices, eval, inspect, logits, pack, prepare, run};
+#[cfg(not(feature = "train"))]
+use commands::{untrained as adapt, untrained as lora};
 
 /// One compressed LLM, many tasks: each a small file, swapped in an instant.
 #[derive(Parser)]
@@ -27,6 +31,12 @@ enum Command {
     Run(run::Args),
     /// Compress a Hugging Face model folder to int8 or int4.
     Compress(compress::Args),
+    /// Turn labelled data into rows to train and evaluate on.
+    Prepare(prepare::Args),
+    /// Train a LoRA on a model, compressed or not, into a PEFT folder.
+    Lora(lora::Args),
+    /// Repair a task on a compressed model: LoRA, recovery, distillation (CA-LoRA).
+    Adapt(Box<adapt::Args>),
     /// Turn PEFT LoRA folders into one task file, without training.
     Pack(pack::Args),
     /// Accuracy, perplexity or exact match on a file of rows.
@@ -47,6 +57,9 @@ fn main() -> std::process::ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Compress(args) => compress::run(&args),
+        Command::Lora(args) => lora::run(&args),
+        Command::Adapt(args) => adapt::run(&args),
+        Command::Prepare(args) => prepare::run(&args),
         Command::Pack(args) => pack::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Logits(args) => logits::run(&args),

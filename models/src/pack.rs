@@ -45,6 +45,21 @@ impl TaskDescription {
             Err(e) => Err(e).with_context(|| path.display().to_string()),
         }
     }
+
+    /// As a task file says it, under this name.
+    pub fn info(self, name: String) -> AdapterInfo {
+        AdapterInfo {
+            name,
+            description: self.description,
+            system_prompt: self.system_prompt,
+            // A task that continues raw text has the identity as its template.
+            chat_template: self.raw.then(|| "{% for m in messages %}{{ m.content }}{% endfor %}".to_owned()),
+            stop: self.stop,
+            sampling: self.sampling,
+            max_tokens: self.max_tokens,
+            ..AdapterInfo::default()
+        }
+    }
 }
 
 /// How adapters become one file.
@@ -96,17 +111,8 @@ pub fn pack(
         .map(|(module, branches)| Ok((module, vec![stack(branches)?])))
         .collect::<Result<_>>()?;
     let task = TaskDescription::read(&first.info().path)?;
-    let info = AdapterInfo {
-        name: options.name.clone().or(task.name).unwrap_or_else(|| first.info().name.clone()),
-        description: task.description,
-        system_prompt: task.system_prompt,
-        // A task that continues raw text has the identity as its template.
-        chat_template: task.raw.then(|| "{% for m in messages %}{{ m.content }}{% endfor %}".to_owned()),
-        stop: task.stop,
-        sampling: task.sampling,
-        max_tokens: task.max_tokens,
-        ..AdapterInfo::default()
-    };
+    let name = options.name.clone().or(task.name.clone()).unwrap_or_else(|| first.info().name.clone());
+    let info = task.info(name);
     let base = ids.source.as_ref().or(ids.compressed.as_ref());
     write_task_file(out, &info, base.map(String::as_str), &modules, options.storage)?;
     Ok(TaskAdapter::open(out)?.bind(recipe, ids)?.1)

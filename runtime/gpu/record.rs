@@ -9,7 +9,7 @@ use crate::device::{Activations, Forward};
 use crate::error::{Error, Result};
 use crate::kernels::attention::{Attention, Combine, CombineParams, Spans};
 use crate::kernels::prepare::{Order, Prepare};
-use crate::kernels::project::{Mode, Project, Shape, WeightKind};
+use crate::kernels::project::{Mode, Project, Shape};
 use crate::kernels::{
     BLOCK, CHUNK, Family, Kernel, argmax, attention, embed, prepare, project, rope, shrink,
 };
@@ -184,7 +184,7 @@ impl GpuDevice {
                 int8,
                 tail: linear.and(tail_kind),
             };
-            let place = if int8 { Place::Rounded(order_of(matrix.kind.weights)) } else { x };
+            let place = if int8 { Place::Rounded(Order::of(matrix.kind.weights)) } else { x };
             let places = [Place::Params, place, Place::Slot(slot)];
             let mut params = project::Params {
                 blocks: matrix.blocks as u32,
@@ -229,7 +229,7 @@ impl GpuDevice {
         let kinds: Vec<_> = p.linears.iter().map(|id| self.matrices[self.matrix_of(*id)].kind).collect();
         let mut orders: Vec<Order> = Vec::new();
         for kind in kinds.iter().filter(|k| int8 && k.is_packed()) {
-            let order = order_of(kind.weights);
+            let order = Order::of(kind.weights);
             if !orders.contains(&order) {
                 orders.push(order);
             }
@@ -363,14 +363,5 @@ impl GpuDevice {
         let params = argmax::Params { vocab: self.model.recipe.shape.vocab as u32, pad: [0; 3] };
         let places = [Place::Params, Place::Slot(Slot::Logits), Place::Token];
         self.dispatch(recording, kernel, [None, None], &places, &params, [1, 1, 1])
-    }
-}
-
-/// The order of int8 inputs that weights of this kind read.
-fn order_of(weights: WeightKind) -> Order {
-    match weights {
-        WeightKind::Int2 | WeightKind::Int3 => Order::Fourths,
-        WeightKind::Int4 => Order::EvenOdd,
-        _ => Order::Natural,
     }
 }

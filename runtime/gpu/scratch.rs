@@ -82,7 +82,10 @@ impl Scratch {
         place(Place::Slot(Slot::Logits), "logits", shape.vocab * 4)?;
         place(Place::Prepared, "prepared inputs", max_tokens * widest * BLOCK * 4)?;
         if int8 {
-            for order in [Order::Natural, Order::EvenOdd, Order::Fourths] {
+            let read = |order: &Order| {
+                matrices.iter().any(|m| m.kind.is_packed() && Order::of(m.kind.weights) == *order)
+            };
+            for order in Order::ALL.into_iter().filter(read) {
                 place(Place::Rounded(order), "rounded inputs", max_tokens * widest * 48)?;
             }
         }

@@ -1,6 +1,7 @@
 //! A step's input: RMS norm, and rounding to int8 where compressed linears read it.
 
 use super::caps::Width;
+use super::project::WeightKind;
 use super::{Binding, Groups, join, parts};
 
 /// The prepare kernel; a workgroup a token.
@@ -20,6 +21,20 @@ pub(crate) enum Order {
     EvenOdd = 1,
     /// Each fourth: for int2 and int3 weights.
     Fourths = 2,
+}
+
+impl Order {
+    /// All.
+    pub(crate) const ALL: [Self; 3] = [Self::Natural, Self::EvenOdd, Self::Fourths];
+
+    /// That which packed weights of this kind read.
+    pub(crate) const fn of(weights: WeightKind) -> Self {
+        match weights {
+            WeightKind::Int2 | WeightKind::Int3 => Self::Fourths,
+            WeightKind::Int4 => Self::EvenOdd,
+            _ => Self::Natural,
+        }
+    }
 }
 
 /// Parameters, in the shader's order.

@@ -54,7 +54,7 @@ impl Grid {
 
     /// The nearest level in scales from zero.
     #[inline]
-    fn level(self, weight: f32) -> f32 {
+    pub(super) fn level(self, weight: f32) -> f32 {
         // Adding and taking away 1.5 * 2^23 rounds to even like `round_ties_even`, which is a call per weight on x86-64
         // without SSE4.1; clamping first keeps the sum exact.
         const SHIFT: f32 = 12_582_912.0;
@@ -103,7 +103,7 @@ fn sum(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
     sums.iter().sum::<f32>() + rest_a.iter().zip(rest_b).map(|(a, b)| term(*a, *b)).sum::<f32>()
 }
 
-/// The grid of least squared error among a few.
+/// The grid of least squared error among a few; mid-rise schemes have a rule of their own ([`super::round::round_row`]).
 pub fn search(scheme: Scheme, scale_type: ScaleType, weights: &[f32]) -> Grid {
     let bits = scheme.bits;
     let error = |grid: Grid| grid.squared_error(weights);
@@ -112,11 +112,6 @@ pub fn search(scheme: Scheme, scale_type: ScaleType, weights: &[f32]) -> Grid {
     }
     let extreme = extreme(weights);
     let at = |scale: f32| Grid { bits, scale: scale_type.stored(scale), zero: bits.zero() };
-    if bits.is_mid_rise() {
-        let whole = extreme.abs() / bits.zero();
-        let start = best(bits, 0.0, MID_RISE_SHRINK.iter().map(|s| at(whole * s)), error);
-        return refine(scheme, scale_type, extreme, start, |grid| grid.refined(weights, |_| 1.0), error);
-    }
     // A two's-complement range has one more integer below zero than above, so putting the extreme weight there, by a
     // negative scale if it is positive, uses the range best; any reader just multiplies.
     let lowest = bits.offset() as f32;
@@ -198,7 +193,12 @@ fn asymmetric(bits: Bits, scale_type: ScaleType, weights: &[f32]) -> impl Iterat
 }
 
 /// The usable candidate of least error; the scale `none` for a group of zeros.
-fn best(bits: Bits, none: f32, candidates: impl Iterator<Item = Grid>, error: impl Fn(Grid) -> f32) -> Grid {
+pub(super) fn best(
+    bits: Bits,
+    none: f32,
+    candidates: impl Iterator<Item = Grid>,
+    error: impl Fn(Grid) -> f32,
+) -> Grid {
     let mut best = None;
     let mut least = f32::INFINITY;
     for grid in candidates {

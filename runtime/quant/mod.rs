@@ -39,11 +39,14 @@
 //! In integers `w = (2 q - (2^bits - 1)) * scale / 2`: kernels unpack the doubled integer, which costs nothing (another
 //! shift, another mask), and the arithmetic stays exact.
 //!
-//! `config.json` declares such folders as compressed-tensors would, with `"quant_method": "calora"` and, in the weights
-//! of their groups, `"levels": "mid-rise"`: other readers refuse them instead of misreading them.
+//! `config.json` declares such folders as compressed-tensors would, but with `"format": "calora-mid-rise"`, over all and in
+//! the groups concerned, and with `"levels": "mid-rise"` in the weights of these: compressed-tensors refuses both. (A
+//! `quant_method` of calora's own would be safer by name only: transformers 5.23 warns of an unknown one, skips it and
+//! loads random weights.)
 
 pub mod activations;
 pub mod grid;
+mod mid_rise;
 pub mod pack;
 pub mod round;
 

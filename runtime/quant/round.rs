@@ -8,6 +8,7 @@ use half::f16;
 
 use super::Scheme;
 use super::grid::{self, Grid};
+use super::mid_rise;
 use super::pack::pack_row;
 
 /// The type that scales are stored in.
@@ -33,13 +34,16 @@ impl ScaleType {
 
     /// The type for a matrix whose groups were seen by `range`.
     pub fn for_range(scheme: Scheme, range: ScaleRange) -> Self {
+        if scheme.bits.is_mid_rise() {
+            return Self::holding(mid_rise::bounds(scheme.bits, range));
+        }
         // Every candidate of the search lies between these two.
         let (smallest, largest) = grid::scale_bounds(scheme);
-        Self::holding(range.smallest * smallest, range.largest * largest)
+        Self::holding((range.smallest * smallest, range.largest * largest))
     }
 
     /// The type for scales between these two.
-    fn holding(smallest: f32, largest: f32) -> Self {
+    fn holding((smallest, largest): (f32, f32)) -> Self {
         let fits = largest == 0.0 || (F16_NORMAL.contains(&smallest) && F16_NORMAL.contains(&largest));
         if fits { Self::F16 } else { Self::F32 }
     }
@@ -48,8 +52,8 @@ impl ScaleType {
 /// The extremes of the largest magnitudes of groups, groups of zeros left out.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ScaleRange {
-    smallest: f32,
-    largest: f32,
+    pub(super) smallest: f32,
+    pub(super) largest: f32,
 }
 
 impl Default for ScaleRange {
@@ -97,14 +101,19 @@ impl RoundedRow {
     }
 }
 
-/// Rounds one row of finite weights to the nearest levels, each group's grid found by `search` (one of
-/// [`grid::search`], [`grid::weighted_search`]); the scheme must [`Scheme::check`] for the row's length.
-pub fn round_row(scheme: Scheme, row: &[f32], search: impl Fn(&[f32]) -> Grid) -> RoundedRow {
+/// Rounds one row of finite weights to the nearest levels; the scheme must [`Scheme::check`] for its length.
+pub fn round_row(scheme: Scheme, scale_type: ScaleType, row: &[f32]) -> RoundedRow {
     let mut integers = vec![0; row.len()];
     let (mut grids, mut squared_error) = (Vec::new(), 0.0);
     let group = scheme.group_size(row.len());
     for (weights, q) in row.chunks(group).zip(integers.chunks_mut(group)) {
-        let grid = search(weights);
+        if scheme.bits.is_mid_rise() {
+            let (grid, error) = mid_rise::round_group(scheme.bits, scale_type, weights, q);
+            squared_error += error;
+            grids.push(grid);
+            continue;
+        }
+        let grid = grid::search(scheme, scale_type, weights);
         q.iter_mut().zip(weights).for_each(|(q, w)| *q = grid.nearest(*w));
         squared_error += f64::from(grid.squared_error(weights));
         grids.push(grid);
@@ -138,15 +147,6 @@ mod tests {
             .collect()
     }
 
-    type Search = fn(Scheme, ScaleType, &[f32]) -> Grid;
-
-    /// Both searches, the weighted one with even weights.
-    fn searches() -> [Search; 2] {
-        [grid::search, |scheme, scale_type, weights| {
-            grid::weighted_search(scheme, scale_type, weights, &vec![1.0; weights.len()])
-        }]
-    }
-
     fn schemes() -> impl Iterator<Item = Scheme> {
         let groups = [Group::Size(32), Group::Size(64), Group::Channel];
         [Bits::Int2, Bits::Int3, Bits::Int4, Bits::Int8].into_iter().flat_map(move |bits| {
@@ -159,9 +159,9 @@ mod tests {
 
     #[test]
     fn the_error_is_that_of_the_scheme() {
-        for (scheme, search) in schemes().flat_map(|scheme| searches().map(|search| (scheme, search))) {
+        for scheme in schemes() {
             let row = noise(7, 192);
-            let rounded = round_row(scheme, &row, |group| search(scheme, ScaleType::F16, group));
+            let rounded = round_row(scheme, ScaleType::F16, &row);
             let back = read(scheme, &rounded, row.len());
             let error: f64 = row.iter().zip(&back).map(|(a, b)| f64::from(a - b).powi(2)).sum();
             let power: f64 = row.iter().map(|a| f64::from(*a).powi(2)).sum();
@@ -205,13 +205,13 @@ mod tests {
 
     #[test]
     fn extremes_are_safe() {
-        for (scheme, search) in schemes().flat_map(|scheme| searches().map(|search| (scheme, search))) {
+        for scheme in schemes() {
             for value in [0.0, -0.0, 1e-42, -1e-42, 1e-30, 3e38, -3e38, 70000.0] {
                 let mut row = vec![value; 64];
                 row[63] = -value / 2.0;
                 let range = ScaleRange::of_row(&row, scheme.group_size(64));
                 let scale_type = ScaleType::for_range(scheme, range);
-                let rounded = round_row(scheme, &row, |group| search(scheme, scale_type, group));
+                let rounded = round_row(scheme, scale_type, &row);
                 // Mid-rise levels have no zero: there a scale of 0 stands for a group of zeros.
                 let zeros = scheme.bits.is_mid_rise() && value.abs() < 1e-41;
                 assert!(

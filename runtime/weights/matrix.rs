@@ -1,5 +1,7 @@
 //! One weight matrix (R output rows, K inputs), dense or compressed, still in its file.
 
+use rayon::prelude::*;
+
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 use crate::quant::{Scheme, pack::unpack};
@@ -149,15 +151,17 @@ impl Matrix {
         let zeros = self.zero_points();
         let (group, groups, per_row) =
             (scheme.group_size(self.cols), scheme.groups(self.cols), scheme.words(self.cols));
-        let mut out = Vec::with_capacity(self.rows * self.cols);
-        for row in 0..self.rows {
-            let row_words = &words[row * per_row..(row + 1) * per_row];
-            for k in 0..self.cols {
-                let g = row * groups + k / group;
-                let zero = zeros.as_ref().map_or(scheme.bits.zero(), |z| f32::from(z[g]));
-                out.push((f32::from(unpack(scheme.bits, row_words, k)) - zero) * scales[g]);
+        let mut out = vec![0.0; self.rows * self.cols];
+        out.par_chunks_mut(self.cols.max(1)).enumerate().for_each(|(row, out)| {
+            let words = &words[row * per_row..(row + 1) * per_row];
+            for (g, out) in out.chunks_mut(group).enumerate() {
+                let at = row * groups + g;
+                let zero = zeros.as_ref().map_or(scheme.bits.zero(), |z| f32::from(z[at]));
+                for (k, out) in out.iter_mut().enumerate() {
+                    *out = (f32::from(unpack(scheme.bits, words, g * group + k)) - zero) * scales[at];
+                }
             }
-        }
+        });
         Ok(out)
     }
 }

@@ -23,4 +23,4 @@ pub(crate) use read::read_json;
 pub use scheme::{ModuleTarget, QuantConfig};
 pub use shards::Shards;
 pub use tensor::{DType, Tensor};
-pub(crate) use write::write_atomically;
+pub use write::write_atomically;

@@ -1,7 +1,7 @@
 //! `quantization_config` as compressed-tensors writes it, and calora's extension: which module is stored in which
 //! scheme.
 //!
-//! The extension says `"quant_method": "calora"` and, in the weights of groups with two or three bits,
+//! The extension says `"format": "calora-mid-rise"` and, in the weights of groups with two or three bits,
 //! `"levels": "mid-rise"` (see [`crate::quant`]); all else is as in compressed-tensors.
 //!
 //! Invariant: what would change the result and is not computed (activation quantisation, activation order, sparsity,
@@ -15,8 +15,8 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::quant::{Bits, Group, Scheme};
 
-/// The `quant_method` of folders that only calora reads.
-const EXTENSION: &str = "calora";
+/// The `format` of folders, and of groups in them, that only calora reads.
+const EXTENSION: &str = "calora-mid-rise";
 
 /// A parsed `quantization_config`.
 #[derive(Clone, Debug)]
@@ -75,13 +75,13 @@ impl QuantConfig {
     pub fn parse(config: &Value, path: &Path) -> Result<Option<Self>> {
         let key = ["quantization_config", "compression_config"].into_iter().find(|k| !is_null(config, k));
         let Some(key) = key else { return Ok(None) };
-        let extended = config[key]["quant_method"].as_str() == Some(EXTENSION);
+        let extended = config[key]["format"].as_str() == Some(EXTENSION);
         let reader = Reader { path, extended };
         let Some(map) = config[key].as_object() else {
             return Err(reader.unsupported(key, &config[key], "expected an object"));
         };
-        reader.expect(map, key, "quant_method", &["compressed-tensors", EXTENSION])?;
-        reader.expect(map, key, "format", &["pack-quantized", "mixed-precision"])?;
+        reader.expect(map, key, "quant_method", &["compressed-tensors"])?;
+        reader.expect(map, key, "format", &["pack-quantized", "mixed-precision", EXTENSION])?;
         if map.contains_key("quantization_status") {
             reader.expect(map, key, "quantization_status", &["compressed"])?;
         }
@@ -102,7 +102,8 @@ impl QuantConfig {
                 return Err(reader.unsupported(&field, group, "presets are not read, spell the scheme out"));
             };
             if !is_absent(group.get("format")) {
-                reader.expect(group, &field, "format", &["pack-quantized"])?;
+                let allowed = ["pack-quantized", EXTENSION];
+                reader.expect(group, &field, "format", &allowed[..1 + usize::from(extended)])?;
             }
             reader.refuse(group, &field, "input_activations")?;
             reader.refuse(group, &field, "output_activations")?;
@@ -206,7 +207,7 @@ impl Reader<'_> {
             let reason = if self.extended {
                 "only 2, 3, 4 and 8 are read".to_owned()
             } else {
-                format!("only 4 and 8 are read (2 and 3 under the quant_method {EXTENSION})")
+                format!("only 4 and 8 are read (2 and 3 in the format {EXTENSION})")
             };
             self.unsupported(&at("num_bits"), get("num_bits"), &reason)
         })?;
@@ -305,7 +306,7 @@ mod tests {
     fn the_extension_reads_two_and_three_bits_beside_four_and_eight() {
         let with = |weights: Value| {
             let mut changed = config();
-            changed["quantization_config"]["quant_method"] = json!("calora");
+            changed["quantization_config"]["format"] = json!("calora-mid-rise");
             let group = &mut changed["quantization_config"]["config_groups"]["group_0"]["weights"];
             for (key, value) in weights.as_object().unwrap() {
                 group[key] = value.clone();

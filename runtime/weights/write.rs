@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
 /// Writes beside the place, flushes to the disk, renames.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let name = path.file_name().ok_or_else(|| Error::malformed(path, "names no file"))?;
     let mut temporary = name.to_owned();
     // Also of its own among the threads of this process.

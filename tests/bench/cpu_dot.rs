@@ -32,9 +32,13 @@ fn main() {
     for (bits, rows, cols, tokens) in [
         (Bits::Int4, 2048, 2048, 1),
         (Bits::Int4, 8192, 2048, 1),
+        (Bits::Int3, 8192, 2048, 1),
+        (Bits::Int2, 8192, 2048, 1),
         (Bits::Int4, 2048, 8192, 1),
         (Bits::Int8, 8192, 2048, 1),
         (Bits::Int4, 2048, 2048, INPUTS),
+        (Bits::Int3, 2048, 2048, INPUTS),
+        (Bits::Int2, 2048, 2048, INPUTS),
         (Bits::Int8, 2048, 2048, INPUTS),
     ] {
         let model = one_linear(bits, rows, cols);

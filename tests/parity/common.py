@@ -1,4 +1,4 @@
-"""What both checks share: running calora, comparing logits, printing a table."""
+"""What the checks share: running calora, comparing logits, printing a table."""
 
 import os
 import subprocess
@@ -57,15 +57,15 @@ def nmse(got: torch.Tensor, want: torch.Tensor) -> float:
 class Table:
     """Prints a line for each comparison and remembers whether all were good."""
 
-    def __init__(self) -> None:
-        self.good = True
-        print(f"{'case':40} {'NMSE':>9}  (limit {LIMIT:.0e})")
+    def __init__(self, limit: float = LIMIT) -> None:
+        self.good, self.limit = True, limit
+        print(f"{'case':40} {'NMSE':>9}  (limit {limit:.0e})")
 
     def line(self, label: str, compare) -> None:
         """`compare` gives an NMSE; an error in it is a failed line, not the end of the run."""
         try:
             value = compare()
-            good, text = value <= LIMIT, f"{value:9.1e}"
+            good, text = value <= self.limit, f"{value:9.1e}"
         except Exception as e:
             good, text = False, f"    error  {e}"
         self.good &= good

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use calora_models::{eval::evaluate, rows};
 
 use super::{AdapterArgs, LoadArgs};
@@ -24,6 +24,9 @@ pub(crate) struct Args {
     /// The most tokens of a text that are seen at once.
     #[arg(long, default_value_t = 256)]
     window: usize,
+    /// Write how each row went: one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    rows_out: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -36,8 +39,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let engine = args.load.load(&args.model)?;
     let adapters = args.adapters.open(&engine)?;
     let bar = output::progress(rows.len() as u64, "rows");
-    let result = evaluate(&engine, &adapters, &rows, args.window, || bar.inc(1))?;
+    let mut lines = String::new();
+    let result = evaluate(&engine, &adapters, &rows, args.window, |row| {
+        bar.inc(1);
+        lines += &serde_json::to_string(&row)?;
+        lines.push('\n');
+        Ok(())
+    })?;
     bar.finish_and_clear();
+    if let Some(path) = &args.rows_out {
+        std::fs::write(path, lines).with_context(|| format!("{}: cannot be written", path.display()))?;
+    }
     // Int8 activations cost a little quality: every result says under which it was measured.
     let device = engine.device_info();
     let activations = format!("{:?}", device.activations).to_lowercase();

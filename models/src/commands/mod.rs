@@ -1,5 +1,7 @@
 //! One file a command, and the options they share.
 
+#[cfg(feature = "train")]
+pub(crate) mod adapt;
 pub(crate) mod bench;
 pub(crate) mod compress;
 pub(crate) mod demo;
@@ -7,8 +9,15 @@ pub(crate) mod devices;
 pub(crate) mod eval;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+#[cfg(feature = "train")]
+pub(crate) mod lora;
 pub(crate) mod pack;
+pub(crate) mod prepare;
 pub(crate) mod run;
+#[cfg(feature = "train")]
+mod train;
+#[cfg(not(feature = "train"))]
+pub(crate) mod untrained;
 
 use std::path::{Path, PathBuf};
 

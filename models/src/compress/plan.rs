@@ -20,6 +20,9 @@ use super::{CompressOptions, Head, option, raw};
 /// The version of compressed-tensors whose layout is written.
 const LAYOUT_VERSION: &str = "0.20.0";
 
+/// What int3 and int2 are called in a configuration, so that other readers refuse them; see [`calora::quant`].
+const MID_RISE_FORMAT: &str = "calora-mid-rise";
+
 /// One linear to be compressed; the numbers index [`Plan::outputs`].
 pub(super) struct Linear {
     pub(super) module: String,
@@ -200,11 +203,11 @@ impl Plan {
         let ignore: Vec<&str> = head.into_iter().chain(others).collect();
         json!({
             "config_groups": groups,
-            "format": "pack-quantized",
+            "format": if extended { MID_RISE_FORMAT } else { "pack-quantized" },
             "global_compression_ratio": null,
             "ignore": ignore,
             "kv_cache_scheme": null,
-            "quant_method": if extended { "calora" } else { "compressed-tensors" },
+            "quant_method": "compressed-tensors",
             "quantization_status": "compressed",
             "sparsity_config": {},
             "transform_config": {},
@@ -252,6 +255,7 @@ fn group_config(scheme: Scheme, targets: &[String]) -> Value {
         },
     });
     if scheme.bits.is_mid_rise() {
+        group["format"] = json!(MID_RISE_FORMAT);
         group["weights"]["levels"] = json!("mid-rise");
     }
     group

@@ -6,7 +6,6 @@ use calora::Result;
 use calora::arch;
 use calora::device::{Model, Weights};
 use calora::quant::Bits;
-use calora::quant::grid::search;
 use calora::quant::pack::pack_row;
 use calora::quant::round::{RoundedRow, round_row};
 use calora::weights::{Matrix, ModelFolder, Tensor};
@@ -142,7 +141,7 @@ impl<'a> Rounder<'a> {
     /// Some rows to their nearest levels.
     fn nearest(linear: &Linear, values: &[f32]) -> Vec<RoundedRow> {
         let (scheme, scale_type) = (linear.scheme, linear.scale_type);
-        let round = |row: &[f32]| round_row(scheme, row, |group| search(scheme, scale_type, group));
+        let round = |row: &[f32]| round_row(scheme, scale_type, row);
         values.par_chunks(linear.cols).map(round).collect()
     }
 

@@ -117,21 +117,17 @@ fn three(block: &[u8], i: usize, s: usize) -> u8 {
 
 /// The stored integers of a tile in the order of [`Ints`], doubled where mid-rise.
 fn halves(row: &PackedRow<'_>, tile: usize) -> [[u8; TILE_WEIGHTS / 2]; 2] {
-    // Weight `4i + s` of a block is place `i`, or `8 + i`, of its 16 in half `s / 2`.
-    let fourths = |block: &[u8], get: fn(&[u8], usize, usize) -> u8| {
-        let size = block.len() / TILE;
-        [0, 2].map(|half| {
-            std::array::from_fn(|i| 2 * get(&block[i / 16 * size..][..size], i % 8, half + i % 16 / 8))
-        })
-    };
     match row.bits {
         Bits::Int2 => {
             let bytes: [u8; TILE_WEIGHTS / 4] = bytes_at(row.bytes, tile * TILE_WEIGHTS / 4);
-            fourths(&bytes, crumb)
+            fourths(|b, i| (bytes[b * BLOCK / 4 + i], 0))
         }
         Bits::Int3 => {
             let bytes: [u8; 3 * TILE_WEIGHTS / 8] = bytes_at(row.bytes, tile * 3 * TILE_WEIGHTS / 8);
-            fourths(&bytes, three)
+            fourths(|b, i| {
+                let block = b * 3 * BLOCK / 8;
+                (bytes[block + i], bytes[block + BLOCK / 4 + i % 4] >> (i / 4 * 4))
+            })
         }
         Bits::Int4 => {
             let bytes: [u8; TILE_WEIGHTS / 2] = bytes_at(row.bytes, tile * TILE_WEIGHTS / 2);
@@ -142,4 +138,22 @@ fn halves(row: &PackedRow<'_>, tile: usize) -> [[u8; TILE_WEIGHTS / 2]; 2] {
             [0, 16].map(|half| std::array::from_fn(|i| bytes[i / 16 * BLOCK + half + i % 16]))
         }
     }
+}
+
+/// Doubled integers of a tile of mid-rise weights. `parts` gives byte `i` of block `b`, which has the low bits of weights
+/// `4i..4i+4`, and a byte with their high bits lowest. Weight `4i + s` is place `i` or `8 + i` of its block's 16 in half
+/// `s / 2`.
+#[inline(always)]
+fn fourths(parts: impl Fn(usize, usize) -> (u8, u8)) -> [[u8; TILE_WEIGHTS / 2]; 2] {
+    let mut halves = [[0; TILE_WEIGHTS / 2]; 2];
+    for b in 0..TILE {
+        for i in 0..BLOCK / 4 {
+            let ((low, high), at) = (parts(b, i), b * BLOCK / 2 + i);
+            halves[0][at] = (low << 1) & 6 | (high << 3) & 8;
+            halves[0][at + 8] = (low >> 1) & 6 | (high << 2) & 8;
+            halves[1][at] = (low >> 3) & 6 | (high << 1) & 8;
+            halves[1][at + 8] = (low >> 5) & 6 | high & 8;
+        }
+    }
+    halves
 }
