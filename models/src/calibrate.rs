@@ -20,7 +20,7 @@ use calora::{Error, Result};
 
 use moment::Sum;
 pub use moment::{Moment, Moments};
-pub use sequences::sequences;
+pub use sequences::{sampled, sequences};
 
 /// Sequences on their way through a model.
 pub struct Calibration<'a> {

@@ -1,22 +1,24 @@
 //! Compression of a Hugging Face folder to int8 or int4: another folder, in the layout of compressed-tensors, that this
 //! engine, transformers and vLLM load. Int3 and int2 are calora's extension of that layout ([`calora::quant`]).
 //!
-//! Tensors stream through row blocks, so memory stays near one block however large the model is. Invariant: OUT
-//! appears whole or not at all. The plan is in `plan.rs`, the file in `writer.rs`.
+//! Tensors stream through row blocks, so memory stays near one block however large the model is; with calibration text
+//! it is one stage of it ([`crate::calibrate`]). Invariant: OUT appears whole or not at all. What becomes of which tensor
+//! is decided in `plan.rs`, weights are rounded in `rounder.rs` and `gptq.rs`, the file is in `writer.rs`.
 
+mod gptq;
 mod plan;
+mod rounder;
 mod writer;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use calora::quant::round::{RoundedRow, round_row};
-use calora::quant::{Bits, Group, Scheme, pack::pack_row};
+use calora::quant::{Bits, Group, Scheme};
 use calora::weights::{BaseIds, ModelFolder, id};
 use calora::{Error, Result};
-use rayon::prelude::*;
 
-use plan::{Linear, Plan};
+use plan::Plan;
+use rounder::Rounder;
 use writer::{Folder, Writer};
 
 /// How integers and scales are chosen.
@@ -25,6 +27,8 @@ pub enum Method {
     /// Round to nearest, with the scale of least squared error among a few.
     #[default]
     Rtn,
+    /// GPTQ: each weight is rounded after what the errors before it do to the outputs on the calibration text.
+    Gptq,
 }
 
 /// What happens to the head (which is also the embedding where the two are tied).
@@ -51,14 +55,49 @@ pub struct CompressOptions {
     pub ignore: Vec<String>,
     /// The head.
     pub head: Head,
+    /// Bits of linears that differ from the scheme's: modules as in `ignore`, the first that matches counts.
+    pub exceptions: Vec<(String, Bits)>,
+    /// Token sequences that run through the model: [`Method::Gptq`] needs them, the others use them to report the error
+    /// of outputs. Every layer sees what the layers before it give once compressed.
+    pub calibration: Vec<Vec<u32>>,
+    /// GPTQ raises the diagonal of its moments by this part of its mean.
+    pub damping: f64,
 }
+
+/// The damping that GPTQ's authors use.
+pub const DEFAULT_DAMPING: f64 = 0.01;
 
 impl CompressOptions {
     /// Symmetric, in groups of this many (none: a scale a row), the head kept.
     pub fn new(bits: Bits, group: Option<usize>) -> Self {
         let scheme = Scheme { bits, group: group.map_or(Group::Channel, Group::Size), symmetric: true };
-        Self { scheme, method: Method::Rtn, ignore: Vec::new(), head: Head::Keep }
+        Self {
+            scheme,
+            method: Method::Rtn,
+            ignore: Vec::new(),
+            head: Head::Keep,
+            exceptions: Vec::new(),
+            calibration: Vec::new(),
+            damping: DEFAULT_DAMPING,
+        }
     }
+}
+
+/// What became of one linear.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinearReport {
+    /// Its module path.
+    pub path: String,
+    /// How it is stored.
+    pub scheme: Scheme,
+    /// Its weights.
+    pub weights: u64,
+    /// Their bytes with all that is needed to read them.
+    pub bytes: u64,
+    /// `Σ (w - Q(w))² / Σ w²`.
+    pub relative_error: f64,
+    /// `Σ |(W - Q(W)) x|² / Σ |W x|²` over the calibration tokens, where there are any.
+    pub output_error: Option<f64>,
 }
 
 /// What was done.
@@ -66,18 +105,33 @@ impl CompressOptions {
 pub struct CompressReport {
     /// The source's id and the new folder's.
     pub ids: BaseIds,
-    /// How many linears were compressed.
-    pub linears: usize,
+    /// The compressed linears.
+    pub linears: Vec<LinearReport>,
     /// Those of them whose width the group does not divide, stored with a scale a row.
     pub per_channel: Vec<String>,
     /// Linears left as they were.
     pub kept: Vec<String>,
     /// Bytes of the source's weights.
     pub source_bytes: u64,
+    /// Parameters of the whole model.
+    pub parameters: u64,
     /// Bytes of the new weights.
     pub bytes: u64,
     /// `Σ (w - Q(w))² / Σ w²` over the compressed weights.
     pub relative_error: f64,
+}
+
+impl CompressReport {
+    /// Bits a parameter takes on average over the whole model, everything counted: scales, embeddings, norms.
+    pub fn bits_per_parameter(&self) -> f64 {
+        8.0 * self.bytes as f64 / self.parameters.max(1) as f64
+    }
+
+    /// Bits a weight takes on average over the compressed linears, scales and zero points counted.
+    pub fn bits_per_weight(&self) -> f64 {
+        let sum = |of: fn(&LinearReport) -> u64| self.linears.iter().map(of).sum::<u64>() as f64;
+        8.0 * sum(|l| l.bytes) / sum(|l| l.weights).max(1.0)
+    }
 }
 
 /// Compresses the folder `src` into a new folder `out`. `progress` gets bytes read and to be read: the source is read
@@ -93,13 +147,13 @@ pub fn compress(
         let reason = "is compressed already; compress the model that it was made from";
         return Err(option("SRC", src.display(), reason));
     }
+    check_options(options)?;
     let target = Folder::create(out)?;
-    let source_bytes: u64 = folder
-        .tensors()
-        .names()
-        .filter_map(|name| folder.tensors().raw(name))
-        .map(|(_, _, bytes)| bytes.len() as u64)
-        .sum();
+    let (mut source_bytes, mut parameters) = (0, 0);
+    for (_, shape, bytes) in folder.tensors().names().filter_map(|name| folder.tensors().raw(name)) {
+        source_bytes += bytes.len() as u64;
+        parameters += shape.iter().product::<usize>() as u64;
+    }
     let at = |pass: u64, done: u64| progress(pass * source_bytes + done, 3 * source_bytes);
     let source = folder.ids_with(&|done, _| at(0, done))?.source.unwrap_or_default();
     let plan = Plan::make(&folder, options, &|done| at(1, done))?;
@@ -109,7 +163,7 @@ pub fn compress(
     let path = target.path().join("model.safetensors");
     let metadata = |compressed: &str| id::metadata(&source, compressed, &config_id);
     let mut writer = Writer::create(&path, &plan.outputs, &metadata(&pending))?;
-    let (mut done, mut error, mut power) = (0, 0.0, 0.0);
+    let mut done = 0;
     for (output, name) in &plan.kept {
         let (_, _, bytes) = raw(&folder, name)?;
         for chunk in bytes.chunks(8 << 20) {
@@ -118,13 +172,11 @@ pub fn compress(
         done += bytes.len() as u64;
         at(2, done);
     }
-    for linear in &plan.linears {
-        let sums = write_linear(&mut writer, linear)?;
-        error += sums.0;
-        power += sums.1;
-        done += linear.weight.bytes().len() as u64;
+    let mut progress = |bytes| {
+        done += bytes;
         at(2, done);
-    }
+    };
+    let rounded = Rounder::new(options, &mut writer, &mut progress).round(&folder, &plan.linears)?;
     let (digests, bytes) = writer.finish_tensors()?;
     let compressed = id::id(&config_id, &digests);
     writer.finish(&metadata(&compressed))?;
@@ -134,57 +186,14 @@ pub fn compress(
     target.publish()?;
     Ok(CompressReport {
         ids: BaseIds { source: Some(source), compressed: Some(compressed) },
-        linears: plan.linears.len(),
+        linears: rounded.reports,
         per_channel: plan.per_channel(options.scheme.group),
         kept: plan.kept_linears,
         source_bytes,
+        parameters,
         bytes,
-        relative_error: if power > 0.0 { error / power } else { 0.0 },
+        relative_error: rounded.error / rounded.power.max(f64::MIN_POSITIVE),
     })
-}
-
-/// Rounds and writes one linear; returns the sums of squared errors and of squared weights.
-fn write_linear(writer: &mut Writer, linear: &Linear) -> Result<(f64, f64)> {
-    let Linear { weight, scheme, scale_type, cols, rows, .. } = linear;
-    let (groups, mut error, mut power) = (scheme.groups(*cols), 0.0, 0.0);
-    let mut zeros = Vec::new();
-    let block = (4_000_000 / cols.max(&1)).max(1);
-    for start in (0..*rows).step_by(block) {
-        let end = (start + block).min(*rows);
-        let values = weight.to_f32_range(start * cols..end * cols)?;
-        let rounded: Vec<RoundedRow> =
-            values.par_chunks(*cols).map(|row| round_row(*scheme, *scale_type, row)).collect();
-        power += values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
-        for row in &rounded {
-            error += row.squared_error;
-            writer.append(linear.words, bytemuck::cast_slice(&row.words))?;
-            writer.append(linear.scales, &plan::scale_bytes(*scale_type, &row.scales))?;
-            zeros.extend_from_slice(&row.zero_points);
-        }
-    }
-    let shape = [*rows as i64, *cols as i64];
-    writer.append(linear.shape, bytemuck::cast_slice(&shape))?;
-    if let Some(output) = linear.zero_points {
-        writer.append(output, bytemuck::cast_slice(&pack_columns(scheme.bits, &zeros, groups)))?;
-    }
-    Ok((error, power))
-}
-
-/// (R, groups) zero points to (ceil(R * bits / 32), groups) words, packed along the rows.
-fn pack_columns(bits: Bits, zeros: &[u8], groups: usize) -> Vec<u32> {
-    let rows = zeros.len() / groups.max(1);
-    let words = bits.words(rows);
-    let mut out = vec![0; words * groups];
-    let mut column = Vec::with_capacity(words);
-    for g in 0..groups {
-        let values: Vec<u8> = zeros.iter().skip(g).step_by(groups).copied().collect();
-        column.clear();
-        pack_row(bits, &values, &mut column);
-        for (r, word) in column.iter().enumerate() {
-            out[r * groups + g] = *word;
-        }
-    }
-    out
 }
 
 /// A tensor's type, shape and bytes.
@@ -223,6 +232,17 @@ fn copy_companions(src: &Path, out: &Path) -> Result<()> {
             let to = out.join(name);
             fs::write(&to, content).map_err(|e| io(&to, e))?;
         }
+    }
+    Ok(())
+}
+
+/// Refuses what cannot work whatever the model is.
+fn check_options(options: &CompressOptions) -> Result<()> {
+    if options.method == Method::Gptq && options.calibration.is_empty() {
+        return Err(option("calibration", "(none)", "gptq rounds against text that runs through the model"));
+    }
+    if !(options.damping > 0.0 && options.damping.is_finite()) {
+        return Err(option("damping", options.damping, "must be above 0"));
     }
     Ok(())
 }

@@ -244,6 +244,15 @@ fn mistakes_are_explained() {
         (vec!["compress", &base, &nowhere, "--scheme", "int4", "--group-size", "48"], "48"),
         (vec!["compress", &base, &nowhere, "--scheme", "int5"], "int8"),
         (vec!["compress", &model, &nowhere, "--scheme", "int4"], "compressed already"),
+        (vec!["compress", &base, &nowhere, "--scheme", "int4", "--method", "gptq"], "calibration"),
+        (
+            vec!["compress", &base, &nowhere, "--scheme", "int4", "--scheme-for", "gate_proj"],
+            "PATTERN=SCHEME",
+        ),
+        (
+            vec!["compress", &base, &nowhere, "--scheme", "int4", "--scheme-for", "gete_proj=int2"],
+            "gete_proj",
+        ),
         (vec!["run", &model, "--prompt", "x", "--adapter", &nowhere], "nowhere"),
         (vec!["run", &model, "--prompt", "x", "--top-p", "7"], "top_p"),
         (vec!["run", &model, "--prompt", "x", "--context", "100000"], "context"),

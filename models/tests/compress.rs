@@ -1,5 +1,5 @@
 //! Compressed folders as they are read again: schemes, errors, ids, companions, and what is refused.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use calora::quant::{Bits, Group, Scheme};
 use calora::weights::{Matrix, ModelFolder, SafetensorsFile, Storage};
 use calora::{Error, arch};
-use calora_models::compress::{CompressOptions, CompressReport, Head, compress};
+use calora_models::compress::{CompressOptions, CompressReport, Head, Method, compress};
 use serde_json::Value;
 
 fn golden(name: &str) -> PathBuf {
@@ -84,7 +84,7 @@ fn every_scheme_reads_back_near_its_source() {
                         let bound = if bits == Bits::Int4 { 2e-2 } else { 1e-4 };
                         assert!(error > 0.0 && error < bound, "{name} {stored} {path}: {error}");
                     }
-                    assert_eq!((packed, odd), (report.linears, report.per_channel.len()));
+                    assert_eq!((packed, odd), (report.linears.len(), report.per_channel.len()));
                     assert_eq!(report.kept, ["lm_head"]);
                     assert!(packed > 0 && report.bytes < report.source_bytes);
                     let bound = if bits == Bits::Int4 { 2e-2 } else { 1e-4 };
@@ -300,4 +300,130 @@ fn progress_reaches_its_total() {
     .unwrap();
     let (done, total) = last.into_inner().unwrap();
     assert!(total > 0 && done == total, "{done} of {total}");
+}
+
+/// Where other people's checkpoints are; says what is left out without them.
+fn checkpoint(name: &str) -> Option<PathBuf> {
+    let data = std::env::var_os("CALORA_TEST_DATA").map(|data| PathBuf::from(data).join("models").join(name));
+    if data.is_none() {
+        eprintln!("CALORA_TEST_DATA is not set: {name} is left out");
+    }
+    data
+}
+
+/// Calibration sequences of a text that the checkpoints were not trained on.
+fn calibration(model: &Path, text: &str) -> Vec<Vec<u32>> {
+    let config = calora::text::TokenizerConfig::load(model).unwrap();
+    let tokenizer = calora::text::Tokenizer::load(model, &config).unwrap();
+    let rows = [calora_models::rows::Row::Text { text: text.to_owned() }];
+    calora_models::calibrate::sequences(&tokenizer, &rows, 256).unwrap()
+}
+
+#[test]
+fn gptq_moves_outputs_less_than_rounding_does() {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("base");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let text =
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"].map(|name| fs::read_to_string(root.join(name)));
+    let text = text.map(Result::unwrap).concat();
+    let mut models = vec![(base, text)];
+    for name in ["tinystories-656k", "stories260k"] {
+        let Some(folder) = checkpoint(name) else { break };
+        let stories = folder.join("../../text/tinystories-mini.txt");
+        models.push((folder, fs::read_to_string(stories).unwrap()));
+    }
+    for (model, text) in models {
+        let mut calibration = calibration(&model, &text);
+        calibration.truncate(6);
+        for (bits, group) in [(Bits::Int4, Some(32)), (Bits::Int3, Some(64)), (Bits::Int2, None)] {
+            let errors = [Method::Rtn, Method::Gptq].map(|method| {
+                let temp = tempfile::tempdir().unwrap();
+                let mut options = CompressOptions::new(bits, group);
+                options.method = method;
+                options.calibration = calibration.clone();
+                let report = compress(&model, &temp.path().join("out"), &options, |_, _| ()).unwrap();
+                let errors = report.linears.iter().filter_map(|l| Some((l.path.clone(), l.output_error?)));
+                let errors: BTreeMap<String, f64> = errors.collect();
+                assert_eq!(errors.len(), report.linears.len());
+                // What the report says of the weights is what is in the folder.
+                let (before, after) = (matrices(&model), matrices(&temp.path().join("out")));
+                for linear in &report.linears {
+                    let found = relative_error(&after[&linear.path], &before[&linear.path]);
+                    let said = linear.relative_error;
+                    assert!((found / said - 1.0).abs() < 1e-3, "{}: {found} and {said}", linear.path);
+                    assert_eq!(linear.scheme, scheme(&after[&linear.path]).unwrap());
+                }
+                errors
+            });
+            let [rtn, gptq] = errors;
+            let mean = |errors: &BTreeMap<String, f64>| errors.values().sum::<f64>() / errors.len() as f64;
+            let ratio = mean(&gptq) / mean(&rtn);
+            // Measured 0.34 to 0.39 (base), 0.53 to 0.57, 0.66 to 0.69; feedback of the wrong sign or order gives more than 1.
+            assert!(ratio < 0.8, "{} {bits:?} {group:?}: {ratio}", model.display());
+        }
+    }
+}
+
+#[test]
+fn what_a_model_samples_calibrates_it() {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("base");
+    let options =
+        calora::engine::EngineOptions { device: calora::engine::DeviceChoice::Cpu, ..Default::default() };
+    let engine = calora::engine::Engine::load(&base, options).unwrap();
+    let sample = || calora_models::calibrate::sampled(&engine, 1, 1000, 200, |_| ()).unwrap();
+    let sequences = sample();
+    assert_eq!(sequences, sample());
+    assert!((1000..1010).contains(&sequences.iter().map(Vec::len).sum::<usize>()));
+    assert!(sequences.iter().all(|ids| ids[0] == 1 && ids.len() <= 200));
+    let distinct: std::collections::BTreeSet<_> = sequences.concat().into_iter().collect();
+    assert!(distinct.len() > 150, "{} distinct tokens: this is no text", distinct.len());
+}
+
+#[test]
+fn exceptions_get_their_own_bits() {
+    let temp = source("wide");
+    let mut options = CompressOptions::new(Bits::Int4, Some(32));
+    options.exceptions =
+        vec![("model.layers.0.mlp.gate_proj".into(), Bits::Int8), ("gate_proj".into(), Bits::Int2)];
+    let report = run(temp.path(), &options).unwrap();
+    for (path, matrix) in matrices(&temp.path().join("out")) {
+        let Some(found) = scheme(&matrix) else { continue };
+        let bits = match path.as_str() {
+            "model.layers.0.mlp.gate_proj" => Bits::Int8,
+            _ if path.ends_with("gate_proj") => Bits::Int2,
+            _ => Bits::Int4,
+        };
+        assert_eq!(found, Scheme { bits, ..options.scheme }, "{path}");
+    }
+    // Sizes by hand: bits of the weight, 16 bits of a scale a group of 32, 16 bytes of shape a linear.
+    let bytes: u64 =
+        report.linears.iter().map(|l| l.weights * (2 * l.scheme.bits.count() as u64 + 1) / 16 + 16).sum();
+    assert_eq!(report.linears.iter().map(|l| l.bytes).sum::<u64>(), bytes);
+    let weights: u64 = report.linears.iter().map(|l| l.weights).sum();
+    assert!((report.bits_per_weight() - 8.0 * bytes as f64 / weights as f64).abs() < 1e-9);
+    let file = SafetensorsFile::open(temp.path().join("out/model.safetensors")).unwrap();
+    let all: u64 = file.names().map(|name| file.raw(name).unwrap().2.len() as u64).sum();
+    assert_eq!(report.bytes, all);
+    assert!((report.bits_per_parameter() - 8.0 * all as f64 / report.parameters as f64).abs() < 1e-9);
+}
+
+#[test]
+fn calibration_that_cannot_work_is_refused() {
+    let temp = source("gqa");
+    let refused = |calibration: Vec<Vec<u32>>, damping: f64, word: &str| {
+        let mut options = CompressOptions::new(Bits::Int4, Some(32));
+        (options.method, options.calibration, options.damping) = (Method::Gptq, calibration, damping);
+        let error = run(temp.path(), &options).unwrap_err().to_string();
+        assert!(error.contains(word), "expected {word}: {error}");
+        assert!(left(temp.path()).is_empty(), "{:?}", left(temp.path()));
+    };
+    let enough: Vec<Vec<u32>> = (0..4).map(|s| (0..100).map(|t| (t * 7 + s * 31) % 128).collect()).collect();
+    refused(Vec::new(), 0.01, "calibration");
+    refused(vec![enough[0].clone()], 0.01, "as many tokens as the widest linear has inputs, 112");
+    refused(enough.clone(), 0.0, "damping");
+    refused(enough.clone(), f64::NAN, "damping");
+    refused(vec![vec![128; 120]], 0.01, "128");
+    refused(vec![vec![1; 129]], 0.01, "129");
+    // One token all over: its moments have rank one, which damping repairs or, too small, does not.
+    refused(vec![vec![5; 112]], 1e-300, "not positive definite");
 }

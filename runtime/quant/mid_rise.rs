@@ -8,7 +8,8 @@
 //! weighted by the weight's magnitude 73 and 50.8, so corrected 68 and 50.3.
 
 use super::Bits;
-use super::round::{ScaleRange, ScaleType, best, round};
+use super::grid::{Grid, best};
+use super::round::{ScaleRange, ScaleType};
 
 /// Clip factors: the outermost level as a part of the largest weight. The best for a normal group of 32 is two thirds
 /// at two bits and nine tenths at three.
@@ -20,19 +21,20 @@ pub(super) fn bounds(bits: Bits, range: ScaleRange) -> (f32, f32) {
     (whole(range.smallest) * CLIP[CLIP.len() - 1], 2.0 * whole(range.largest))
 }
 
-/// Rounds a group; returns the scale to be stored and the squared error. A group of zeros gets the scale 0, since no
+/// Rounds a group; returns the grid to be stored and the squared error. A group of zeros gets the scale 0, since no
 /// level is zero.
-pub(super) fn round_group(bits: Bits, scale_type: ScaleType, weights: &[f32], q: &mut [u8]) -> (f32, f64) {
+pub(super) fn round_group(bits: Bits, scale_type: ScaleType, weights: &[f32], q: &mut [u8]) -> (Grid, f64) {
     let zero = bits.zero();
     let whole = weights.iter().fold(0.0f32, |m, w| m.max(w.abs())) / zero;
-    let candidates = CLIP.iter().map(|clip| (whole * clip, zero));
-    let (scale, _) = best(bits, scale_type, candidates, weights, 0.0);
+    let at = |scale: f32| Grid { bits, scale: scale_type.stored(scale), zero };
+    let start = best(bits, 0.0, CLIP.iter().map(|clip| at(whole * clip)), |grid| grid.squared_error(weights));
+    let scale = start.scale;
     if scale == 0.0 {
-        return (0.0, weights.iter().map(|w| f64::from(*w).powi(2)).sum());
+        return (start, weights.iter().map(|w| f64::from(*w).powi(2)).sum());
     }
     let (mut power, mut product) = (0.0, 0.0);
     for (w, q) in weights.iter().zip(q.iter_mut()) {
-        let level = round(bits, scale, zero, *w);
+        let level = start.level(*w);
         *q = (level + zero) as u8;
         power += f64::from(*w).powi(2);
         product += f64::from(level * w);
@@ -41,5 +43,5 @@ pub(super) fn round_group(bits: Bits, scale_type: ScaleType, weights: &[f32], q:
     let corrected = scale_type.stored(((power / product) as f32).clamp(scale, 2.0 * whole));
     let scale = if corrected.is_finite() { corrected } else { scale };
     let off = |(w, q): (&f32, &u8)| (f64::from(*q) - f64::from(zero)) * f64::from(scale) - f64::from(*w);
-    (scale, weights.iter().zip(q.iter()).map(|pair| off(pair).powi(2)).sum())
+    (Grid { scale, ..start }, weights.iter().zip(q.iter()).map(|pair| off(pair).powi(2)).sum())
 }

@@ -45,6 +45,7 @@
 //! loads random weights.)
 
 pub mod activations;
+pub mod grid;
 mod mid_rise;
 pub mod pack;
 pub mod round;

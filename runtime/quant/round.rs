@@ -1,13 +1,15 @@
-//! Round-to-nearest compression: one row of weights becomes packed words, scales and zero points.
+//! One row of weights as packed words, scales and zero points; round-to-nearest compression.
 //!
 //! A scale is rounded to the type that it will be stored in *before* the weights are divided by it, so that what a
-//! reader multiplies with is what was divided by (mid-rise levels have a rule of their own). Invariant: finite weights in, finite scales out; a group of zeros
+//! reader multiplies with is what was divided by. Invariant: finite weights in, finite scales out; a group of zeros
 //! stays zero (in a mid-rise scheme by the scale 0).
 
 use half::f16;
 
+use super::Scheme;
+use super::grid::{self, Grid};
+use super::mid_rise;
 use super::pack::pack_row;
-use super::{Bits, Scheme, mid_rise};
 
 /// The type that scales are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,11 +22,6 @@ pub enum ScaleType {
 
 /// Smallest and largest magnitude of a normal f16.
 const F16_NORMAL: std::ops::RangeInclusive<f32> = 6.103_515_6e-5..=65504.0;
-
-/// Shrinking the range of a group clips its extreme and rounds all others finer; tried at int4, where it pays.
-/// Weight error of the two checkpoints of the test data at int4 g32, relative: largest/7 9.5e-3 and 8.9e-3, the usual
-/// 2·largest/15 9.0e-3 and 8.4e-3, extreme on -8 7.4e-3 and 7.0e-3, the best of all candidates here 6.9e-3 and 6.5e-3.
-const SHRINK: [f32; 7] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.65];
 
 impl ScaleType {
     /// The value that the stored scale has when it is read.
@@ -40,12 +37,9 @@ impl ScaleType {
         if scheme.bits.is_mid_rise() {
             return Self::holding(mid_rise::bounds(scheme.bits, range));
         }
-        let offset = scheme.bits.offset() as f32;
-        let steps = if scheme.symmetric { offset } else { 2.0 * offset - 1.0 };
-        let shrink = if scheme.bits == Bits::Int4 { SHRINK[SHRINK.len() - 1] } else { 1.0 };
-        // Every candidate lies between these two.
-        let smallest = range.smallest / steps * shrink;
-        Self::holding((smallest, range.largest / (offset - 1.0)))
+        // Every candidate of the search lies between these two.
+        let (smallest, largest) = grid::scale_bounds(scheme);
+        Self::holding((range.smallest * smallest, range.largest * largest))
     }
 
     /// The type for scales between these two.
@@ -96,119 +90,42 @@ pub struct RoundedRow {
     pub squared_error: f64,
 }
 
-/// Rounds one row of finite weights; the scheme must [`Scheme::check`] for its length.
+impl RoundedRow {
+    /// A row from its stored integers and the grids of its groups; `squared_error` is the caller's.
+    pub fn new(scheme: Scheme, integers: &[u8], grids: &[Grid], squared_error: f64) -> Self {
+        let mut words = Vec::with_capacity(scheme.words(integers.len()));
+        pack_row(scheme.bits, integers, &mut words);
+        let zeros = grids.iter().filter(|_| !scheme.symmetric).map(|grid| grid.zero as u8);
+        let (scales, zero_points) = (grids.iter().map(|grid| grid.scale).collect(), zeros.collect());
+        Self { words, scales, zero_points, squared_error }
+    }
+}
+
+/// Rounds one row of finite weights to the nearest levels; the scheme must [`Scheme::check`] for its length.
 pub fn round_row(scheme: Scheme, scale_type: ScaleType, row: &[f32]) -> RoundedRow {
     let mut integers = vec![0; row.len()];
-    let mut out = RoundedRow::default();
+    let (mut grids, mut squared_error) = (Vec::new(), 0.0);
     let group = scheme.group_size(row.len());
     for (weights, q) in row.chunks(group).zip(integers.chunks_mut(group)) {
         if scheme.bits.is_mid_rise() {
-            let (scale, error) = mid_rise::round_group(scheme.bits, scale_type, weights, q);
-            out.scales.push(scale);
-            out.squared_error += error;
+            let (grid, error) = mid_rise::round_group(scheme.bits, scale_type, weights, q);
+            squared_error += error;
+            grids.push(grid);
             continue;
         }
-        let (scale, zero) = match scheme.symmetric {
-            true => (symmetric_scale(scheme.bits, scale_type, weights), scheme.bits.zero()),
-            false => asymmetric_scale(scheme.bits, scale_type, weights),
-        };
-        for (w, q) in weights.iter().zip(q) {
-            *q = (round(scheme.bits, scale, zero, *w) + zero) as u8;
-        }
-        out.squared_error += f64::from(error(scheme.bits, scale, zero, weights));
-        out.scales.push(scale);
-        if !scheme.symmetric {
-            out.zero_points.push(zero as u8);
-        }
+        let grid = grid::search(scheme, scale_type, weights);
+        q.iter_mut().zip(weights).for_each(|(q, w)| *q = grid.nearest(*w));
+        squared_error += f64::from(grid.squared_error(weights));
+        grids.push(grid);
     }
-    pack_row(scheme.bits, &integers, &mut out.words);
-    out
-}
-
-/// The level nearest to a weight, ties to even, as a distance from the zero point in scales.
-#[inline]
-pub(super) fn round(bits: Bits, scale: f32, zero: f32, weight: f32) -> f32 {
-    // Adding and taking away 1.5 * 2^23 rounds to even like `round_ties_even`, which is a call per weight on x86-64
-    // without SSE4.1; clamping first keeps the sum exact.
-    const SHIFT: f32 = 12_582_912.0;
-    let (lowest, highest) = (-zero, (2 * bits.offset() - 1) as f32 - zero);
-    // Mid-rise levels lie at halves.
-    let half = if bits.is_mid_rise() { 0.5 } else { 0.0 };
-    let whole = (weight / scale - half).clamp(lowest - 1.0, highest + 1.0);
-    ((whole + SHIFT) - SHIFT + half).clamp(lowest, highest)
-}
-
-/// The squared error of a group under a scale.
-fn error(bits: Bits, scale: f32, zero: f32, weights: &[f32]) -> f32 {
-    let off = |w: f32| round(bits, scale, zero, w) * scale - w;
-    // Eight sums, so that the compiler may use wide registers; a fixed order, so that results repeat.
-    let (wide, rest) = weights.as_chunks::<8>();
-    let mut sums = [0.0f32; 8];
-    for chunk in wide {
-        for (sum, w) in sums.iter_mut().zip(chunk) {
-            *sum += off(*w) * off(*w);
-        }
-    }
-    sums.iter().sum::<f32>() + rest.iter().map(|w| off(*w) * off(*w)).sum::<f32>()
-}
-
-/// The scale of least squared error among a few. A two's-complement range has one more integer below zero than above,
-/// so putting the extreme weight there, by a negative scale if it is positive, uses the range best; any reader just
-/// multiplies.
-fn symmetric_scale(bits: Bits, scale_type: ScaleType, weights: &[f32]) -> f32 {
-    let extreme = weights.iter().fold(0.0f32, |m, w| if w.abs() > m.abs() { *w } else { m });
-    let lowest = bits.offset() as f32;
-    let whole = extreme.abs() / (lowest - 1.0);
-    let shrinks = if bits == Bits::Int4 { &SHRINK[..] } else { &SHRINK[..1] };
-    let candidates = shrinks.iter().map(|s| whole * s).chain([-extreme / lowest]);
-    best(bits, scale_type, candidates.map(|scale| (scale, bits.zero())), weights, 1.0).0
-}
-
-/// A scale over the group's range, zero included, and the zero point that makes zero exact.
-fn asymmetric_scale(bits: Bits, scale_type: ScaleType, weights: &[f32]) -> (f32, f32) {
-    let (low, high) = weights.iter().fold((0.0f32, 0.0f32), |(l, h), w| (l.min(*w), h.max(*w)));
-    let steps = 2 * bits.offset() - 1;
-    // Halves first: the sum of two large magnitudes may overflow.
-    let whole = high / steps as f32 - low / steps as f32;
-    let shrinks = if bits == Bits::Int4 { &SHRINK[..] } else { &SHRINK[..1] };
-    let candidates = shrinks.iter().map(|s| {
-        let scale = scale_type.stored(whole * s);
-        let zero = (-low * s / scale).round_ties_even().clamp(0.0, steps as f32);
-        (scale, zero)
-    });
-    best(bits, scale_type, candidates, weights, 1.0)
-}
-
-/// The usable candidate of least squared error; the scale `none` for a group of zeros.
-pub(super) fn best(
-    bits: Bits,
-    scale_type: ScaleType,
-    candidates: impl Iterator<Item = (f32, f32)>,
-    weights: &[f32],
-    none: f32,
-) -> (f32, f32) {
-    let none = (none, bits.zero());
-    let mut best = none;
-    let mut least = f32::INFINITY;
-    for (scale, zero) in candidates {
-        let scale = scale_type.stored(scale);
-        if scale == 0.0 || !scale.is_finite() {
-            continue;
-        }
-        let error = error(bits, scale, zero, weights);
-        // The first candidate wins where squares overflow, so that a group of huge weights keeps its scale.
-        if error < least || (least == f32::INFINITY && best == none) {
-            (best, least) = ((scale, zero), error);
-        }
-    }
-    best
+    RoundedRow::new(scheme, &integers, &grids, squared_error)
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::quant::{Group, pack::unpack};
+    use crate::quant::{Bits, Group, pack::unpack};
 
     fn noise(seed: u64, len: usize) -> Vec<f32> {
         let mut state = seed;
@@ -244,9 +161,11 @@ mod tests {
     fn the_error_is_that_of_the_scheme() {
         for scheme in schemes() {
             let row = noise(7, 192);
-            let back = read(scheme, &round_row(scheme, ScaleType::F16, &row), row.len());
+            let rounded = round_row(scheme, ScaleType::F16, &row);
+            let back = read(scheme, &rounded, row.len());
             let error: f64 = row.iter().zip(&back).map(|(a, b)| f64::from(a - b).powi(2)).sum();
             let power: f64 = row.iter().map(|a| f64::from(*a).powi(2)).sum();
+            assert!((rounded.squared_error / error - 1.0).abs() < 1e-4, "{scheme}: {error}");
             // Measured 5e-3..1.2e-2 and 1e-5..5e-5; a wrong offset, group or zero point gives 1e-1 and more.
             let bound = match scheme.bits {
                 Bits::Int2 => 0.2,
@@ -264,8 +183,23 @@ mod tests {
         for seed in 0..50 {
             let row = noise(seed, 32);
             let largest = row.iter().fold(0.0f32, |m, w| m.max(w.abs()));
-            let ours = error(scheme.bits, round_row(scheme, ScaleType::F32, &row).scales[0], 8.0, &row);
-            assert!(ours <= error(scheme.bits, largest / 7.0, 8.0, &row), "seed {seed}");
+            let ours = grid::search(scheme, ScaleType::F32, &row).squared_error(&row);
+            let minmax = Grid { bits: Bits::Int4, scale: largest / 7.0, zero: 8.0 };
+            assert!(ours <= minmax.squared_error(&row), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn importance_moves_the_scale() {
+        let one = noise(3, 32);
+        for scheme in schemes().filter(|s| s.symmetric && s.bits != Bits::Int8) {
+            // Only one weight counts: it is met as well as the type of scales allows.
+            let largest = (0..32).max_by(|a, b| one[*a].abs().total_cmp(&one[*b].abs())).unwrap();
+            let mut importance = [0.0; 32];
+            importance[largest] = 1.0;
+            let grid = grid::weighted_search(scheme, ScaleType::F32, &one, &importance);
+            let met = grid.value(grid.nearest(one[largest]));
+            assert!((met / one[largest] - 1.0).abs() < 1e-3, "{scheme}: {} became {met}", one[largest]);
         }
     }
 

@@ -3,10 +3,11 @@
     python tests/parity/check_compressed.py CALORA_BIN [--device cpu|gpu]
 
 Models: tests/golden/wide and models/base; with CALORA_TEST_DATA set also stories260k, whose widths no group divides.
-Each scheme and group size; both sides compute in float32. Exits 1 if any NMSE is above 1e-8.
+Each scheme and group size, and what gptq writes; both sides compute in float32. Exits 1 if any NMSE is above 1e-8.
 """
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -18,11 +19,14 @@ from transformers import AutoModelForCausalLM
 from common import ROOT, Table, calora, calora_logits, nmse, random_ids, torch_logits
 
 
-def compare(binary: str, source: Path, scheme: str, group: int, device: str) -> float:
+def compare(binary: str, source: Path, scheme: str, group: int, device: str, method: str = "rtn") -> float:
     """Compresses one model and compares the two readers of the result."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "model"
-        calora(binary, "compress", source, out, "--scheme", scheme, "--group-size", group)
+        out, rows = Path(folder) / "model", Path(folder) / "rows.jsonl"
+        texts = [(ROOT / name).read_text() for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")]
+        rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        options = ("--calibration", rows, "--calibration-tokens", 4096) if method == "gptq" else ()
+        calora(binary, "compress", source, out, "--scheme", scheme, "--group-size", group, "--method", method, *options)
         model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
         ids = random_ids(model.config.vocab_size)
         want = torch_logits(model, ids)
@@ -49,6 +53,8 @@ def main() -> int:
             for group in (32, 64, 128):
                 label = f"{source.name} {scheme} group {group}"
                 table.line(label, lambda: compare(a.calora, source, scheme, group, a.device))
+        if (source / "tokenizer.json").exists():
+            table.line(f"{source.name} int4 group 32 gptq", lambda: compare(a.calora, source, "int4", 32, a.device, "gptq"))
     return 0 if table.good else 1
 
 

@@ -1,6 +1,8 @@
-//! Rows of any kind as token sequences.
+//! Token sequences to calibrate on: rows of any kind, or what the model samples itself.
 
 use calora::Result;
+use calora::engine::Engine;
+use calora::session::{GenerationOptions, SessionOptions};
 use calora::text::Tokenizer;
 
 use crate::rows::Row;
@@ -23,6 +25,38 @@ pub fn sequences(tokenizer: &Tokenizer, rows: &[Row], window: usize) -> Result<V
         for part in ids[bos.iter().count()..].chunks(body) {
             sequences.push(bos.into_iter().chain(part.iter().copied()).collect());
         }
+    }
+    Ok(sequences)
+}
+
+/// About `tokens` tokens in sequences of `window` that an engine samples at temperature 1 behind the token that starts a
+/// text; the same each time. `progress` gets tokens so far.
+pub fn sampled(
+    engine: &Engine,
+    start: u32,
+    tokens: usize,
+    window: usize,
+    mut progress: impl FnMut(usize),
+) -> Result<Vec<Vec<u32>>> {
+    let mut session = engine.session(SessionOptions::default())?;
+    let (mut sequences, mut count) = (Vec::new(), 0);
+    while count < tokens {
+        let options = GenerationOptions {
+            temperature: Some(1.0),
+            top_k: Some(0),
+            top_p: Some(1.0),
+            min_p: Some(0.0),
+            repetition_penalty: Some(1.0),
+            seed: Some(sequences.len() as u64),
+            max_tokens: Some((window.max(2) - 1).min(tokens - count)),
+            ignore_end_of_turn: true,
+            ..GenerationOptions::default()
+        };
+        let response = session.respond_to_tokens(&[start], &options)?.collect()?;
+        let sequence: Vec<u32> = [start].into_iter().chain(response.tokens).collect();
+        count += sequence.len();
+        sequences.push(sequence);
+        progress(count);
     }
     Ok(sequences)
 }

@@ -5,7 +5,8 @@
 
 use std::collections::HashSet;
 
-use calora::quant::round::{ScaleRange, ScaleType};
+use calora::quant::pack::unpack;
+use calora::quant::round::{RoundedRow, ScaleRange, ScaleType};
 use calora::quant::{Bits, Group, Scheme};
 use calora::weights::{ModelFolder, ModuleTarget, QuantConfig, Tensor};
 use calora::{Error, Result};
@@ -36,6 +37,22 @@ pub(super) struct Linear {
     pub(super) zero_points: Option<usize>,
 }
 
+impl Linear {
+    /// The weights that rounded rows stand for, (R, K).
+    pub(super) fn read(&self, rows: &[RoundedRow]) -> Vec<f32> {
+        let (bits, group) = (self.scheme.bits, self.scheme.group_size(self.cols));
+        let mut values = vec![0.0; rows.len() * self.cols];
+        for (row, values) in rows.iter().zip(values.chunks_exact_mut(self.cols.max(1))) {
+            for (k, value) in values.iter_mut().enumerate() {
+                let g = k / group;
+                let zero = row.zero_points.get(g).map_or(bits.zero(), |zero| f32::from(*zero));
+                *value = (f32::from(unpack(bits, &row.words, k)) - zero) * row.scales[g];
+            }
+        }
+        values
+    }
+}
+
 /// All of it.
 pub(super) struct Plan {
     pub(super) outputs: Vec<Output>,
@@ -59,8 +76,11 @@ impl Plan {
         // Everything must be there and of the right shape before anything is written.
         folder.weights(&recipe)?;
         let paths: Vec<&str> = recipe.linears.iter().map(|l| l.path.as_str()).collect();
-        let patterns =
-            options.ignore.iter().map(|text| ignore_pattern(text, &paths)).collect::<Result<Vec<_>>>()?;
+        let patterns = options
+            .ignore
+            .iter()
+            .map(|text| module_pattern("ignore", text, &paths))
+            .collect::<Result<Vec<_>>>()?;
         let ignore = patterns.iter().map(|text| target(text)).collect::<Result<Vec<_>>>()?;
         let main = options.scheme;
         // A group that is wrong for every width is the caller's mistake, not a reason to go per channel.
@@ -75,6 +95,10 @@ impl Plan {
             kept: Vec::new(),
             config: folder.config().clone(),
         };
+        let mut exceptions = Vec::new();
+        for (text, bits) in &options.exceptions {
+            exceptions.push((target(&module_pattern("scheme-for", text, &paths)?)?, *bits));
+        }
         let mut compressed = HashSet::new();
         let mut read = 0;
         for linear in &recipe.linears {
@@ -85,8 +109,13 @@ impl Plan {
                 plan.kept_linears.push(linear.path.clone());
                 continue;
             }
-            let bits = if head { Bits::Int8 } else { main.bits };
-            let scheme = Scheme { bits, ..main };
+            let exception = exceptions.iter().find(|(target, _)| target.matches(&linear.path, "Linear"));
+            let bits = match exception {
+                Some((_, bits)) => *bits,
+                None if head => Bits::Int8,
+                None => main.bits,
+            };
+            let scheme = Scheme { bits, symmetric: main.symmetric || bits.is_mid_rise(), ..main };
             let scheme = if scheme.check(spec.cols).is_ok() {
                 scheme
             } else {
@@ -232,8 +261,8 @@ fn group_config(scheme: Scheme, targets: &[String]) -> Value {
     group
 }
 
-/// An ignored module as compressed-tensors spells it; refuses what matches nothing, which is a misspelt name.
-fn ignore_pattern(text: &str, paths: &[&str]) -> Result<String> {
+/// A module as compressed-tensors spells it; refuses what matches nothing, which is a misspelt name.
+fn module_pattern(name: &str, text: &str, paths: &[&str]) -> Result<String> {
     let exact = target(text)?;
     if paths.iter().any(|path| exact.matches(path, "Linear")) {
         return Ok(text.to_owned());
@@ -242,7 +271,7 @@ fn ignore_pattern(text: &str, paths: &[&str]) -> Result<String> {
         return Ok(format!("re:.*\\.{}$", text.replace('.', "\\.")));
     }
     let some = paths.iter().take(7).copied().collect::<Vec<_>>().join(", ");
-    Err(option("ignore", text, format!("matches no linear of this model, which has {some}, ...")))
+    Err(option(name, text, format!("matches no linear of this model, which has {some}, ...")))
 }
 
 fn target(text: &str) -> Result<ModuleTarget> {

@@ -34,6 +34,7 @@ impl Output {
 /// A tensor's place and what of it is written.
 struct Slot {
     start: u64,
+    len: u64,
     written: u64,
     pending: Vec<u8>,
     hasher: TensorHasher,
@@ -72,6 +73,7 @@ impl Writer {
         let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(|e| io(path, e))?;
         let slots = outputs.iter().zip(starts).map(|(output, start)| Slot {
             start,
+            len: output.len as u64,
             written: 0,
             pending: Vec::new(),
             hasher: TensorHasher::new(&output.name, &output.dtype, &output.shape),
@@ -92,6 +94,11 @@ impl Writer {
         slot.hasher.update(bytes);
         slot.pending.extend_from_slice(bytes);
         if slot.pending.len() >= PENDING { self.flush(output) } else { Ok(()) }
+    }
+
+    /// Bytes of a tensor.
+    pub(super) fn byte_len(&self, output: usize) -> u64 {
+        self.slots[output].len
     }
 
     fn flush(&mut self, output: usize) -> Result<()> {
