@@ -1,8 +1,7 @@
 """The results as a table: mean and spread, bytes, gap closed, paired bootstrap."""
 
-import json
 import random
-from pathlib import Path
+from collections.abc import Callable
 from statistics import mean, stdev
 
 from cells import BASELINE, CONTROLS, ROWS, SCHEMES, TASKS, Cell
@@ -12,14 +11,10 @@ CLAIM = "best"
 
 
 class Report:
-    """What there is of the wanted cells."""
+    """What there is of the wanted cells; `result` gives a cell's, or None."""
 
-    def __init__(self, results: Path, wanted: list[Cell]):
-        self.found: dict[Cell, dict] = {}
-        for cell in wanted:
-            path = results / f"{cell.name}.json"
-            if path.exists():
-                self.found[cell] = json.loads(path.read_text())
+    def __init__(self, wanted: list[Cell], result: Callable[[Cell], dict | None]):
+        self.found: dict[Cell, dict] = {cell: r for cell in wanted if (r := result(cell))}
         self.schemes = [s for s in SCHEMES if any(c.scheme == s for c in self.found)]
         self.tasks = [t for t in TASKS if any(c.task == t for c in self.found)]
         self._intervals: dict = {}

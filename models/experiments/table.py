@@ -60,12 +60,16 @@ def main() -> int:
     if a.what == "list":
         print("\n".join(cell.name for cell in wanted))
         return 0
+    plan = Plan(a.base.resolve(), Path(a.data or "/").resolve())
+    runner = Runner(a.calora, plan, a.work.resolve(), a.results)
     if a.what == "run":
-        if a.data is None or not (Path(a.data) / "tasks").is_dir():
+        if not (plan.data / "tasks").is_dir():
             sys.exit("--data (or CALORA_TEST_DATA) must name the folder that holds tasks/ and text/")
-        runner = Runner(a.calora, Plan(a.base.resolve(), Path(a.data).resolve()), a.work.resolve(), a.results)
         return 1 if runner.run_all(wanted, a.jobs) else 0
-    report = Report(a.results, wanted)
+    report = Report(wanted, runner.result)
+    stale = [c.name for c in wanted if c not in report.found and (a.results / f"{c.name}.json").exists()]
+    if stale:
+        print(f"made by other settings and left out: {', '.join(stale)}", file=sys.stderr)
     print(report.markdown())
     if a.json:
         a.json.write_text(json.dumps(report.data(), indent=1) + "\n")
