@@ -105,7 +105,7 @@ pub fn prepare(model: &Path, data: &Path, options: &PrepareOptions) -> Result<Pr
             split(records(data, &found, &tokenizer, &prompts, kind, options)?, options)
         }
     };
-    let mut random = fastrand::Rng::with_seed(options.seed ^ 0x006c_696d_6974);
+    let mut random = fastrand::Rng::with_seed(options.seed ^ 0x6c_696d_6974);
     let prepared = Prepared {
         rows: draw(rows, options.limit, &mut random),
         heldout: draw(heldout, options.limit, &mut random),
