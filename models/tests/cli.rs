@@ -293,3 +293,38 @@ fn the_demo_answers() {
         assert!(text.contains(word), "{word} is missing in: {text}");
     }
 }
+
+/// The shipped adapted task belongs to the int2 folder that `compress` writes, on every machine, and repairs it.
+#[test]
+fn the_shipped_adapted_task_repairs_int2() {
+    let work = Work::new();
+    ok(&["compress", &models("base"), &work.path("int2"), "--scheme", "int2"]);
+    let lora = models("adapters/clean-question");
+    ok(&["pack", &lora, "--base", &models("base"), "--out", &work.path("untouched.safetensors")]);
+    let rows = "{\"prompt\":\"<|user|>When did the queen no wait the king leave the city?<|assistant|>\",\
+                 \"completion\":\"When did the king leave the city?\"}\n\
+                {\"prompt\":\"<|user|>How many people work in no sorry live in the capital?<|assistant|>\",\
+                 \"completion\":\"How many people live in the capital?\"}\n";
+    std::fs::write(work.path("rows.jsonl"), rows).unwrap();
+    let f1 = |model: &str, adapter: &str| {
+        let report = json(&[
+            "eval",
+            model,
+            "--adapter",
+            adapter,
+            "--data",
+            &work.path("rows.jsonl"),
+            "--device",
+            "cpu",
+            "--json",
+        ]);
+        report["token_f1"].as_f64().unwrap()
+    };
+    let adapted = models("adapted/clean-question-int2.safetensors");
+    let (before, after) =
+        (f1(&work.path("int2"), &work.path("untouched.safetensors")), f1(&work.path("int2"), &adapted));
+    assert!(after > before && after > 0.9, "untouched {before:.3}, adapted {after:.3}");
+    let error =
+        fails(&["eval", &work.path("int4"), "--adapter", &adapted, "--data", &work.path("rows.jsonl")]);
+    assert!(error.contains("was made for base"), "{error}");
+}
