@@ -7,12 +7,19 @@ use std::path::{Path, PathBuf};
 
 use calora::engine::{DeviceChoice, Engine, EngineOptions};
 use calora_models::compress::{CompressOptions, compress};
+use calora_models::train::DType;
 use calora_models::train::adapt::{AdaptJob, Init, Recovery, adapt};
+use calora_models::train::batch::Batch;
+use calora_models::train::branches::Branches;
+use calora_models::train::data::Example;
 use calora_models::train::device::DeviceChoice as TrainDevice;
-use calora_models::train::lora::{LoraJob, Report, lora};
+use calora_models::train::forward::{Pass, Plan};
+use calora_models::train::lora::{LoraJob, lora};
 use calora_models::train::loss::LossWeights;
 use calora_models::train::options::TrainOptions;
+use calora_models::train::report::Report;
 use calora_models::train::run::Event;
+use calora_models::train::setup::Base;
 use calora_models::{eval, rows};
 
 fn models(path: &str) -> PathBuf {
@@ -225,6 +232,41 @@ fn adaptation_is_a_task_file_that_the_engine_runs() {
     let before = adapt(&untouched, &mut |_| ()).unwrap().heldout.unwrap();
     assert_eq!(before.start, before.best.score);
     assert!((before.start.loss - heldout.start.loss).abs() < 1e-9);
+}
+
+/// The engine and the trainer compute the same logits from the same task file.
+#[test]
+fn the_engine_computes_what_was_trained() {
+    let work = Work::new();
+    let job = work.adapt("task.safetensors", 6);
+    adapt(&job, &mut |_| ()).unwrap();
+    let options = EngineOptions {
+        device: DeviceChoice::Cpu,
+        activations: calora::engine::ActivationChoice::F32,
+        ..EngineOptions::default()
+    };
+    let engine = Engine::load(&job.compressed, options).unwrap();
+    let ids = [1, 40, 50, 60, 70, 80];
+    let adapter = engine.open_adapter(&job.out).unwrap();
+    let actual = engine.logits(&ids, &[(adapter, 1.0)]).unwrap();
+
+    let compressed = Base::open(&job.compressed).unwrap();
+    let task = calora::adapter::TaskAdapter::open(&job.out).unwrap();
+    let (tail, _) = task.bind(&compressed.recipe, &compressed.ids).unwrap();
+    let device = burn::tensor::Device::flex();
+    let model = compressed.frozen(&device, DType::F32, 16, 1 << 30).unwrap();
+    let branches = Branches::from_tail(&tail, &device, DType::F32).unwrap();
+    // The last token of an example is predicted, not read.
+    let example = Example { ids: [&ids[..], &[2]].concat(), first: 1 };
+    let batch = Batch::new(&[&example], &model.recipe, &device, DType::F32);
+    let plan = Plan::new(&model.recipe).unwrap();
+    let pass = Pass { model: &model, branches: &branches, batch: &batch };
+    let hidden = pass.last_hidden(&plan).unwrap();
+    let expected = pass.logits(&plan, hidden).unwrap().try_into_vec_as::<f32>().unwrap();
+    let error: f64 = actual.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let power: f64 = expected.iter().map(|v| f64::from(*v).powi(2)).sum();
+    println!("engine against trainer: NMSE {:.1e}", error / power);
+    assert!(actual.len() == expected.len() && error / power < 1e-9, "{:.1e}", error / power);
 }
 
 #[test]

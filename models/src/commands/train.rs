@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use calora_models::train::device::{self, DeviceChoice};
-use calora_models::train::lora::Report;
 use calora_models::train::options::{Schedule, TrainOptions};
+use calora_models::train::report::Report;
 use calora_models::train::run::Event;
 use clap::ValueEnum;
 use indicatif::ProgressBar;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use burn::tensor::{DType, Device};
+use burn::tensor::DType;
 use calora::adapter::{AdapterInfo, BranchKind, BranchStorage, Tail, write_task_file};
 use calora::arch::LinearId;
 use calora::device::Model;
@@ -17,13 +17,13 @@ use serde_json::json;
 
 use super::branches::{Branches, Values};
 use super::checkpoint::RunFolder;
-use super::data::{Encoder, Example, Order};
+use super::data::{Encoder, Example, Order, digest};
 use super::device::{self, DeviceChoice};
 use super::frozen::Frozen;
-use super::lora::{Report, digest, report};
 use super::loss::LossWeights;
 use super::memory::largest_batch;
 use super::options::TrainOptions;
+use super::report::Report;
 use super::run::{Event, Job, TeacherSource, train};
 use super::setup::{Base, check_pair, layer_linears};
 use super::teacher::{TeacherKey, TeacherStates};
@@ -121,7 +121,7 @@ pub fn adapt(job: &AdaptJob, progress: &mut dyn FnMut(Event)) -> Result<Report> 
         Some((_, tail)) => Branches::from_tail(tail, &device, dtype)?,
         None => Branches::none(recipe.linears.len()),
     };
-    let settings = settings(job, &base, &compressed, &examples)?;
+    let settings = settings(job, (&base, &compressed), &original, &examples)?;
     let folder = RunFolder::open(&job.run, &settings)?;
 
     let mut branches = match job.inherit {
@@ -152,7 +152,7 @@ pub fn adapt(job: &AdaptJob, progress: &mut dyn FnMut(Event)) -> Result<Report> 
     let teacher_model = base.frozen(&device, dtype, tokens, memory)?;
     let teacher = match job.distill.distills() && job.options.steps > 0 {
         true => {
-            let made_from = json!([base.id(), job.lora, digest(&examples)?]).to_string();
+            let made_from = json!([base.id(), original.digest()?, digest(&examples)?]).to_string();
             let states = teacher_states(
                 (job, &folder, made_from),
                 (&teacher_model, &original),
@@ -180,7 +180,7 @@ pub fn adapt(job: &AdaptJob, progress: &mut dyn FnMut(Event)) -> Result<Report> 
     )?;
     let bytes = write(job, &compressed, lora.as_ref().map(|l| l.0.info()), &outcome.branches)?;
     folder.finish();
-    Ok(report(&outcome, job.options.steps, (examples.len(), left_out), bytes))
+    Ok(Report::new(&outcome, job.options.steps, (examples.len(), left_out), bytes))
 }
 
 /// Options that contradict each other.
@@ -212,13 +212,13 @@ fn check(job: &AdaptJob) -> Result<()> {
 /// What a run depends on; another run does not go on from its checkpoints.
 fn settings(
     job: &AdaptJob,
-    base: &Base,
-    compressed: &Base,
+    (base, compressed): (&Base, &Base),
+    lora: &Branches,
     examples: &[Example],
 ) -> Result<serde_json::Value> {
     let recovery = job.recovery.map(|(kind, rank)| format!("{kind:?} {rank:?}"));
     Ok(json!({
-        "command": "adapt", "base": base.id(), "compressed": compressed.id(), "lora": job.lora,
+        "command": "adapt", "base": base.id(), "compressed": compressed.id(), "lora": lora.digest()?,
         "data": digest(examples)?, "heldout": job.heldout, "heldout_limit": job.heldout_limit,
         "calibration": job.calibration, "inherit": job.inherit, "recovery": recovery,
         "init": format!("{:?}", job.init), "distill": job.distill, "options": job.options,
@@ -318,10 +318,4 @@ fn write(job: &AdaptJob, compressed: &Base, lora: Option<&AdapterInfo>, branches
     let modules = branches.modules(recipe)?;
     write_task_file(&job.out, &info, compressed.id(), &modules, BranchStorage::F16)?;
     Ok(calora::adapter::TaskAdapter::open(&job.out)?.byte_len() as u64)
-}
-
-/// The device's name, for reports.
-pub fn device_name(choice: DeviceChoice) -> Result<&'static str> {
-    let (_, name): (Device, _) = device::open(choice)?;
-    Ok(name)
 }

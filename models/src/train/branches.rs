@@ -143,6 +143,19 @@ impl Branches {
         self.tensors().map(Values::read).collect()
     }
 
+    /// A hash of all values and scalings: what a run or a teacher's states depend on.
+    pub fn digest(&self) -> Result<String> {
+        let mut hasher = blake3::Hasher::new();
+        for branch in self.of.iter().flatten() {
+            hasher.update(&branch.scaling.to_le_bytes());
+        }
+        for values in self.values()? {
+            hasher.update(&[values.rows as u64, values.cols as u64].map(u64::to_le_bytes).concat());
+            hasher.update(bytemuck::cast_slice(&values.data));
+        }
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
     /// As the branches of a file, by module path.
     pub fn modules(&self, recipe: &Recipe) -> Result<BTreeMap<String, Vec<calora::adapter::Branch>>> {
         let float = |name: &str, tensor: &Tensor<2>| -> Result<LowRank> {

@@ -141,6 +141,17 @@ impl Order {
     }
 }
 
+/// A hash of examples: what a run and a teacher's states depend on.
+pub fn digest(examples: &[Example]) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    for example in examples {
+        hasher.update(&(example.first as u64).to_le_bytes());
+        hasher.update(&(example.ids.len() as u64).to_le_bytes());
+        hasher.update(bytemuck::cast_slice(&example.ids));
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -30,6 +30,7 @@ pub mod loss;
 pub mod memory;
 pub mod optimizer;
 pub mod options;
+pub mod report;
 pub mod run;
 pub mod setup;
 pub mod start;
