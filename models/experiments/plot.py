@@ -4,7 +4,7 @@ from html import escape
 
 from cells import ROWS
 
-LEFT, WIDTH, LINE, TOP = 330, 260, 15, 40  # pixels
+LEFT, WIDTH, LINE, TOP = 400, 260, 15, 40  # pixels
 COLOURS = {"best": "#c0392b", "paper": "#d98880", "untouched": "#7f8c8d", "lora-longer": "#1f618d", "lora": "#5499c7"}
 
 

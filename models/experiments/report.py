@@ -36,13 +36,17 @@ class Report:
         tops, lows = ([side[s]["value"] for s in both] for side in (top, low))
         spread = max(stdev(tops), stdev(lows)) if len(both) > 1 else None
         size = mean(tops) - mean(lows)
-        return {"seeds": both, "gap": size, "spread": spread, "noise": None if spread is None else size < 3 * spread}
+        if spread is None:
+            # One seed: whether the rows themselves tell the two ends apart.
+            apart = self.against(task, scheme, "lora-longer", BASELINE)
+            return {"seeds": both, "gap": size, "spread": None, "noise": apart is None or apart["low"] <= 0}
+        return {"seeds": both, "gap": size, "spread": spread, "noise": size < 3 * spread}
 
     def closed(self, task: str, scheme: str, row: str) -> tuple[float, float | None] | None:
         """Share of the gap that a row closes, and its spread over seeds (of the row's own part)."""
         gap, own = self.gap(task, scheme), self.seeds(task, scheme, row)
-        if gap is None or gap["gap"] <= 0:
-            return None
+        if gap is None or gap["noise"]:
+            return None  # a share of nothing
         both = [s for s in gap["seeds"] if s in own]
         if not both:
             return None
@@ -125,7 +129,8 @@ class Report:
             parts.append(f"### {task}, {scheme} ({METRICS[block['metric']]})\n")
             if gap:
                 spread = "one seed, spread unknown" if gap["spread"] is None else f"spread over seeds {100 * gap['spread']:.1f}"
-                verdict = " - within 3 x the spread: noise" if gap["noise"] else ""
+                why = "the rows do not tell the ends apart" if gap["spread"] is None else "within 3 x the spread"
+                verdict = f" - {why}: noise" if gap["noise"] else ""
                 parts.append(f"Compression costs {100 * gap['gap']:.1f} points; {spread}{verdict}.\n")
             parts.append("| row | points | gap closed | MB: base + branches = all | seeds | best less this (95 %) |")
             parts.append("|---|---|---|---|---|---|")
