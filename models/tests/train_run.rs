@@ -159,6 +159,35 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
     assert!(file(job.run.join("loss.svg")).starts_with(b"<svg"));
 }
 
+/// Of an adaptation too, which then does not compute its start again.
+#[test]
+fn a_killed_adaptation_goes_on_without_its_start() {
+    let work = Work::new();
+    let residual = |out: &str| AdaptJob { init: Init::Residual, ..work.adapt(out, 5) };
+    adapt(&residual("whole.safetensors"), &mut |_| ()).unwrap();
+    let job = residual("killed.safetensors");
+    let mut calibrated = 0;
+    let kill = catch_unwind(AssertUnwindSafe(|| {
+        adapt(&job, &mut |event| match event {
+            Event::Calibration(..) => calibrated += 1,
+            Event::Step { step: 3, .. } => std::panic::resume_unwind(Box::new("killed")),
+            _ => {}
+        })
+    }));
+    assert!(kill.is_err() && calibrated > 0);
+    adapt(&job, &mut |event| assert!(!matches!(event, Event::Calibration(..)), "the start again")).unwrap();
+    let tensors = |out: &str| {
+        let file = calora::weights::SafetensorsFile::open(work.path(out)).unwrap();
+        let mut names: Vec<String> = file.names().map(str::to_owned).collect();
+        names.sort();
+        names
+            .into_iter()
+            .map(|name| (file.require(&name).unwrap().to_f32().unwrap(), name))
+            .collect::<Vec<_>>()
+    };
+    assert!(tensors("whole.safetensors") == tensors("killed.safetensors"), "it ended elsewhere");
+}
+
 #[test]
 fn another_run_does_not_go_on_from_a_folder() {
     let work = Work::new();

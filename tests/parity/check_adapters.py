@@ -5,7 +5,6 @@
 Both sides widen the bfloat16 weights to float32. Exits 1 if any NMSE is above 1e-8.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -16,16 +15,13 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from common import ROOT, Table, calora_logits, nmse, random_ids, torch_logits
+from common import ROOT, Table, arguments, calora_logits, nmse, random_ids, torch_logits
 
 BASE = ROOT / "models/base"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("calora")
-    parser.add_argument("--device", default="cpu")
-    a = parser.parse_args()
+    a = arguments(__doc__)
     load = lambda: AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
     base = load()
     ids = random_ids(base.config.vocab_size)

@@ -6,9 +6,7 @@ Models: tests/golden/wide and models/base; with CALORA_TEST_DATA set also storie
 Each scheme and group size, and what gptq writes; both sides compute in float32. Exits 1 if any NMSE is above 1e-8.
 """
 
-import argparse
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -16,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from common import ROOT, Table, calora, calora_logits, nmse, random_ids, torch_logits
+from common import ROOT, Table, arguments, calora, calora_logits, models, nmse, random_ids, torch_logits
 
 
 def compare(binary: str, source: Path, scheme: str, group: int, device: str, method: str = "rtn") -> float:
@@ -38,15 +36,8 @@ def compare(binary: str, source: Path, scheme: str, group: int, device: str, met
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("calora")
-    parser.add_argument("--device", default="cpu")
-    a = parser.parse_args()
-    sources = [ROOT / "tests/golden/wide", ROOT / "models/base"]
-    if os.environ.get("CALORA_TEST_DATA"):
-        sources.append(Path(os.environ["CALORA_TEST_DATA"]) / "models/stories260k")
-    else:
-        print("CALORA_TEST_DATA is not set: stories260k is left out")
+    a = arguments(__doc__)
+    sources = models()
     table = Table()
     for source in sources:
         for scheme in ("int4", "int8"):

@@ -8,9 +8,7 @@ Folders in one scheme, with an int8 head, and mixed by a pattern. transformers m
 Both sides compute in float32. Exits 1 if any NMSE is above 1e-9.
 """
 
-import argparse
 import json
-import os
 import re
 import shutil
 import sys
@@ -22,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from common import ROOT, Table, calora, calora_logits, nmse, random_ids, torch_logits
+from common import Table, arguments, calora, calora_logits, models, nmse, random_ids, torch_logits
 
 
 def integers(words: np.ndarray, bits: int, cols: int) -> np.ndarray:
@@ -123,15 +121,8 @@ def compare(binary: str, source: Path, device: str, make) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("calora")
-    parser.add_argument("--device", default="cpu")
-    a = parser.parse_args()
-    sources = [ROOT / "tests/golden/wide", ROOT / "models/base"]
-    if os.environ.get("CALORA_TEST_DATA"):
-        sources.append(Path(os.environ["CALORA_TEST_DATA"]) / "models/stories260k")
-    else:
-        print("CALORA_TEST_DATA is not set: stories260k is left out")
+    a = arguments(__doc__)
+    sources = models()
     table = Table(1e-9)
     for source in sources:
         for scheme in ("int3", "int2"):

@@ -1,5 +1,6 @@
 """What the checks share: running calora, comparing logits, printing a table."""
 
+import argparse
 import os
 import subprocess
 import tempfile
@@ -15,6 +16,24 @@ from transformers.utils import logging
 logging.disable_progress_bar()
 ROOT = Path(__file__).resolve().parent.parent.parent
 LIMIT = 1e-8
+
+
+def arguments(about: str) -> argparse.Namespace:
+    """What the checks take: the program, and the device it computes on."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("calora")
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args()
+
+
+def models() -> list[Path]:
+    """The model folders that are compressed and read back."""
+    found = [ROOT / "tests/golden/wide", ROOT / "models/base"]
+    if os.environ.get("CALORA_TEST_DATA"):
+        found.append(Path(os.environ["CALORA_TEST_DATA"]) / "models/stories260k")
+    else:
+        print("CALORA_TEST_DATA is not set: stories260k is left out")
+    return found
 
 
 def calora(binary: str, *arguments) -> None:

@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::branches::{Branches, Values};
 use super::checkpoint::RunFolder;
-use super::data::{Encoder, Example, Order, digest};
+use super::data::{Example, Order, digest};
 use super::device::{self, DeviceChoice};
 use super::frozen::Frozen;
 use super::loss::LossWeights;
@@ -106,15 +106,11 @@ pub fn adapt(job: &AdaptJob, progress: &mut dyn FnMut(Event)) -> Result<Report> 
     check_pair(&base, &compressed)?;
     let lora = job.lora.as_ref().map(|path| base.lora(path)).transpose()?;
     let recipe = &compressed.recipe;
-    let encoder = Encoder {
-        tokenizer: &compressed.tokenizer,
-        max_length: job.options.max_length,
-        vocab: recipe.shape.vocab,
-    };
+    let encoder = compressed.encoder(job.options.max_length);
     let (examples, left_out) = encoder.training(&rows::read(&job.data, None)?, &job.data)?;
     let heldout = job.heldout.as_ref().map(|path| rows::read(path, job.heldout_limit)).transpose()?;
 
-    let (device, _) = device::open(job.device)?;
+    let device = device::open(job.device)?;
     let (dtype, seed) = (DType::F32, job.options.seed);
     let place = (&device, dtype);
     let original = match &lora {
@@ -137,6 +133,8 @@ pub fn adapt(job: &AdaptJob, progress: &mut dyn FnMut(Event)) -> Result<Report> 
         };
         let factors = match job.init {
             Init::Zero => BTreeMap::new(),
+            // A checkpoint holds what became of the start.
+            Init::Residual if folder.has_checkpoint()? => BTreeMap::new(),
             Init::Residual => {
                 let lora = lora.as_ref().map(|(_, tail)| tail);
                 residual((job, &examples), (&base, &compressed), lora, &linears, (kind, rank), progress)?
@@ -281,13 +279,8 @@ fn residual(
 /// Some thousand tokens of the calibration rows, or of the training rows, in an order of their own: files are often
 /// sorted by label.
 fn calibration_sequences(job: &AdaptJob, model: &Base, examples: &[Example]) -> Result<Vec<Vec<u32>>> {
-    let max_length = job.options.max_length;
     let own = match &job.calibration {
-        Some(path) => {
-            let encoder =
-                Encoder { tokenizer: &model.tokenizer, max_length, vocab: model.recipe.shape.vocab };
-            Some(encoder.training(&rows::read(path, None)?, path)?.0)
-        }
+        Some(path) => Some(model.encoder(job.options.max_length).training(&rows::read(path, None)?, path)?.0),
         None => None,
     };
     let examples = own.as_deref().unwrap_or(examples);

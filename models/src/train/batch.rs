@@ -4,7 +4,7 @@
 //! attention, which is quadratic in one example's length and cheap at the lengths of task data, sees a padded
 //! (examples, longest) grid; two index tensors lead there and back.
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use calora::arch::Recipe;
 
 use super::data::Example;
@@ -40,6 +40,8 @@ pub struct Grid {
     /// (rows * length) index in T for each cell, 0 for padding, and (T) cell for each token; nothing where no cell is
     /// padding. Padding lies behind an example's tokens, where causal attention never looks.
     pub ways: Option<(Tensor<1, Int>, Tensor<1, Int>)>,
+    /// (rows, KV heads, query heads of each * length, length): true where a position lies ahead.
+    pub mask: Tensor<4, Bool>,
 }
 
 impl Batch {
@@ -78,6 +80,12 @@ impl Batch {
         let table = |values: Vec<f64>| {
             Tensor::<3>::from_data(TensorData::new(values, [tokens, 1, half]), (device, dtype))
         };
+        let (groups, share) = (recipe.shape.kv_heads, recipe.shape.heads / recipe.shape.kv_heads);
+        let mask = Tensor::<2, Bool>::tril_mask([length, length], 0, device)
+            .unsqueeze_dim::<3>(0)
+            .expand([share, length, length])
+            .reshape([1, 1, share * length, length])
+            .expand([examples.len(), groups, share * length, length]);
         let padded = tokens != examples.len() * length;
         Self {
             ids,
@@ -86,6 +94,7 @@ impl Batch {
                 rows: examples.len(),
                 length,
                 ways: padded.then(|| (index(to_grid), index(from_grid))),
+                mask,
             },
             counted: index(counted),
             targets,

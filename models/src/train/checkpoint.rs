@@ -93,6 +93,11 @@ impl RunFolder {
         &self.path
     }
 
+    /// Whether there is anything to go on from.
+    pub fn has_checkpoint(&self) -> Result<bool> {
+        Ok(!self.checkpoints()?.is_empty())
+    }
+
     /// The newest checkpoint that reads well, with the names of the branches' tensors in order.
     pub fn latest(&self, names: &[String]) -> Result<Option<Checkpoint>> {
         let mut steps = self.checkpoints()?;

@@ -16,24 +16,24 @@ pub enum DeviceChoice {
     Gpu,
 }
 
-/// Opens a device; the second value is its name for reports.
-pub fn open(choice: DeviceChoice) -> Result<(Device, &'static str)> {
+/// Opens a device.
+pub fn open(choice: DeviceChoice) -> Result<Device> {
     match choice {
-        DeviceChoice::Cpu => Ok((Device::flex(), "cpu")),
+        DeviceChoice::Cpu => Ok(Device::flex()),
         DeviceChoice::Gpu => gpu(),
         DeviceChoice::Auto => {
             let real = cfg!(any(feature = "train-gpu", feature = "train-cuda"))
                 && GpuDevice::list().iter().any(|gpu| gpu.unusable.is_none() && gpu.kind != "Cpu");
-            if real { gpu() } else { Ok((Device::flex(), "cpu")) }
+            if real { gpu() } else { Ok(Device::flex()) }
         }
     }
 }
 
-fn gpu() -> Result<(Device, &'static str)> {
+fn gpu() -> Result<Device> {
     #[cfg(feature = "train-cuda")]
-    return Ok((Device::cuda(0), "cuda"));
+    return Ok(Device::cuda(0));
     #[cfg(all(feature = "train-gpu", not(feature = "train-cuda")))]
-    return Ok((Device::wgpu(burn::tensor::DeviceKind::DefaultDevice), "wgpu"));
+    return Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice));
     #[cfg(not(any(feature = "train-gpu", feature = "train-cuda")))]
     bail!("this calora trains on the CPU only; build it with --features train-gpu (any GPU) or train-cuda")
 }

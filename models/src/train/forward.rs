@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use anyhow::{Context, Result, bail};
-use burn::tensor::{Bool, Tensor, activation};
+use burn::tensor::{Tensor, activation};
 use calora::arch::{Activation, LinearId, Output, Recipe, Slot, Step};
 
 use super::batch::Batch;
@@ -226,12 +226,7 @@ impl Pass<'_> {
         let k = k.reshape([rows, length, groups, size]).permute([0, 2, 3, 1]);
         let v = spread(v).reshape([rows, length, groups, size]).permute([0, 2, 1, 3]);
         let scores = q.matmul(k).mul_scalar((size as f64).powf(-0.5));
-        let mask = Tensor::<2, Bool>::tril_mask([length, length], 0, &self.model.device)
-            .unsqueeze_dim::<3>(0)
-            .expand([share, length, length])
-            .reshape([1, 1, share * length, length])
-            .expand([rows, groups, share * length, length]);
-        let attended = activation::softmax(scores.mask_fill(mask, -1e9), 3).matmul(v);
+        let attended = activation::softmax(scores.mask_fill(grid.mask.clone(), -1e9), 3).matmul(v);
         let attended = attended
             .reshape([rows, groups, share, length, size])
             .permute([0, 3, 1, 2, 4])

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::branches::Branches;
 use super::checkpoint::RunFolder;
-use super::data::{Encoder, digest};
+use super::data::digest;
 use super::device::{self, DeviceChoice};
 use super::loss::LossWeights;
 use super::memory::largest_batch;
@@ -53,15 +53,10 @@ pub fn lora(job: &LoraJob, progress: &mut dyn FnMut(Event)) -> Result<Report> {
         bail!("--rank {} --alpha {}: expected positive numbers", job.rank, job.alpha);
     }
     let base = Base::open(&job.model)?;
-    let encoder = Encoder {
-        tokenizer: &base.tokenizer,
-        max_length: job.options.max_length,
-        vocab: base.recipe.shape.vocab,
-    };
-    let train_rows = rows::read(&job.data, None)?;
-    let (examples, left_out) = encoder.training(&train_rows, &job.data)?;
+    let encoder = base.encoder(job.options.max_length);
+    let (examples, left_out) = encoder.training(&rows::read(&job.data, None)?, &job.data)?;
     let heldout = job.heldout.as_ref().map(|path| rows::read(path, job.heldout_limit)).transpose()?;
-    let (device, _) = device::open(job.device)?;
+    let device = device::open(job.device)?;
     let place = (&device, DType::F32);
     let tokens = largest_batch(&examples, job.options.batch);
     let frozen = base.frozen(&device, DType::F32, tokens, job.options.memory)?;
@@ -72,8 +67,9 @@ pub fn lora(job: &LoraJob, progress: &mut dyn FnMut(Event)) -> Result<Report> {
             start::lora(&base.recipe, &linears, (job.rank, job.alpha), job.options.seed, place)
         }
     };
+    let init = job.init.is_some().then(|| branches.digest()).transpose()?;
     let settings = json!({
-        "command": "lora", "model": base.id(), "data": digest(&examples)?, "init": job.init.is_some().then(|| branches.digest()).transpose()?, "rank": job.rank,
+        "command": "lora", "model": base.id(), "data": digest(&examples)?, "init": init, "rank": job.rank,
         "alpha": job.alpha, "options": job.options, "heldout": job.heldout, "heldout_limit": job.heldout_limit,
     });
     let folder = RunFolder::open(&job.run, &settings)?;

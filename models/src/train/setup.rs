@@ -11,6 +11,7 @@ use calora::device::Weights;
 use calora::text::{Tokenizer, TokenizerConfig};
 use calora::weights::{BaseIds, ModelFolder};
 
+use super::data::Encoder;
 use super::forward::Plan;
 use super::frozen::Frozen;
 use super::memory::Budget;
@@ -38,6 +39,11 @@ impl Base {
         let tokenizer = Tokenizer::load(path, &TokenizerConfig::load(path)?)?;
         let ids = folder.ids()?;
         Ok(Self { folder, recipe, weights, ids, tokenizer })
+    }
+
+    /// Turns rows into examples of at most `max_length` tokens.
+    pub fn encoder(&self, max_length: usize) -> Encoder<'_> {
+        Encoder { tokenizer: &self.tokenizer, max_length, vocab: self.recipe.shape.vocab }
     }
 
     /// As constants of a training device, as many kept as `memory` bytes leave room for beside batches of this many
