@@ -19,6 +19,29 @@ pub struct Weights {
     pub vectors: Vec<Vec<f32>>,
 }
 
+impl Weights {
+    /// Bytes of all matrices as stored.
+    pub fn byte_len(&self) -> u64 {
+        self.matrices.iter().map(|m| m.byte_len() as u64).sum()
+    }
+}
+
+/// How far a model is placed on its device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadProgress {
+    /// Bytes of matrices placed.
+    pub loaded_bytes: u64,
+    /// Bytes of all matrices.
+    pub total_bytes: u64,
+}
+
+impl LoadProgress {
+    /// From 0 to 1.
+    pub fn fraction(&self) -> f64 {
+        if self.total_bytes == 0 { 1.0 } else { self.loaded_bytes as f64 / self.total_bytes as f64 }
+    }
+}
+
 /// Precision of the activations that meet compressed weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activations {

@@ -7,19 +7,25 @@ mod device;
 pub mod load;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::Value;
 
-pub use load::{ActivationChoice, DeviceChoice, EngineOptions};
+pub use load::{ActivationChoice, DeviceChoice, EngineOptions, Loadable};
 
 use crate::adapter::{Coverage, Tail, TaskAdapter};
 use crate::arch::{ModelShape, Recipe};
+pub use crate::device::LoadProgress;
 use crate::device::{Device, DeviceInfo, DeviceMemory, Model};
 use crate::error::{Error, Result};
 pub use crate::session::{BoundAdapter, ResidentAdapter};
 use crate::session::{
-    GenerationOptions, Session, SessionOptions, TaskDefaults, shared::Shared, stop::end_of_turn_ids,
+    GenerationOptions, Session, SessionOptions, TaskDefaults,
+    residency::{DEFAULT_BUDGET, Residency},
+    shared::{Counters, Shared},
+    stop::end_of_turn_ids,
 };
 use crate::text::{Tokenizer, TokenizerConfig};
 use crate::weights::{BaseIds, ModelFolder};
@@ -54,6 +60,17 @@ pub struct EngineParts {
     pub context_size: Option<usize>,
     /// Tokens of one prefill pass; by default [`DEFAULT_PREFILL_CHUNK`], never more than the device takes.
     pub prefill_chunk: Option<usize>,
+    /// Bytes of adapters that stay resident after their last use; by default 64 MiB.
+    pub adapter_budget: Option<u64>,
+}
+
+/// What an engine has computed since it was loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Computed {
+    /// Passes of the device.
+    pub passes: u64,
+    /// Tokens in them.
+    pub tokens: u64,
 }
 
 /// What a loaded model is.
@@ -81,9 +98,11 @@ pub struct ModelInfo {
 #[derive(Clone, Debug)]
 pub struct Engine {
     shared: Arc<Shared>,
+    residency: Arc<Residency>,
     info: Arc<ModelInfo>,
     device: Arc<DeviceInfo>,
     files: Arc<Option<ModelFolder>>,
+    load_time: Duration,
 }
 
 impl Engine {
@@ -122,15 +141,17 @@ impl Engine {
             defaults: GenerationOptions::from_generation_config(&parts.generation_config),
             context_size,
             prefill_chunk,
-            residents: Mutex::default(),
+            counters: Counters::default(),
         };
-        let files = Arc::new(parts.files);
-        Ok(Self { shared: Arc::new(shared), info: Arc::new(info), device: Arc::new(device), files })
+        let (shared, files) = (Arc::new(shared), Arc::new(parts.files));
+        let residency = Residency::new(shared.clone(), parts.adapter_budget.unwrap_or(DEFAULT_BUDGET));
+        let (residency, info, device) = (Arc::new(residency), Arc::new(info), Arc::new(device));
+        Ok(Self { shared, residency, info, device, files, load_time: Duration::ZERO })
     }
 
     /// A new conversation with a KV cache of its own.
     pub fn session(&self, options: SessionOptions) -> Result<Session> {
-        Session::new(self.shared.clone(), options)
+        Session::new(self.residency.clone(), options)
     }
 
     /// Names branches that were bound to this engine's recipe; shapes are checked when they become resident.
@@ -166,7 +187,17 @@ impl Engine {
     /// Makes adapters resident ahead of time and keeps them so while the result lives: switching a session to the same
     /// list then moves no bytes. `None` for an empty list.
     pub fn resident(&self, adapters: &[(BoundAdapter, f32)]) -> Result<Option<ResidentAdapter>> {
-        self.shared.resident(adapters)
+        self.residency.get(adapters)
+    }
+
+    /// Lets go of an adapter that is resident but not in use, before the budget would.
+    pub fn evict(&self, adapter: &BoundAdapter) {
+        self.residency.evict(adapter);
+    }
+
+    /// Lets go of all adapters that are not in use; how many lists of adapters left the device.
+    pub fn evict_idle(&self) -> usize {
+        self.residency.evict_idle()
     }
 
     /// (ids, vocabulary) logits after every id, row-major, computed in a cache of its own.
@@ -208,9 +239,20 @@ impl Engine {
         &self.device
     }
 
+    /// How long [`Engine::load`] took.
+    pub fn load_time(&self) -> Duration {
+        self.load_time
+    }
+
     /// Bytes that the device holds now.
     pub fn memory(&self) -> DeviceMemory {
         self.shared.device().memory()
+    }
+
+    /// What was computed so far.
+    pub fn counters(&self) -> Computed {
+        let Counters { passes, tokens } = &self.shared.counters;
+        Computed { passes: passes.load(Ordering::Relaxed), tokens: tokens.load(Ordering::Relaxed) }
     }
 
     /// The model as plain data.

@@ -5,6 +5,7 @@
 
 pub mod adapter;
 pub mod arch;
+pub mod bench;
 pub mod cpu;
 pub mod device;
 pub mod engine;

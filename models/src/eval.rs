@@ -52,28 +52,6 @@ pub struct Evaluation {
     pub token_f1: Option<f64>,
 }
 
-/// `-log p(token)` under a row of logits.
-fn negative_log_likelihood(row: &[f32], token: u32) -> f64 {
-    let largest = row.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
-    let sum: f64 = row.iter().map(|v| f64::from(v - largest).exp()).sum();
-    sum.ln() - f64::from(row[token as usize] - largest)
-}
-
-/// Sum of the negative log-likelihoods of `ids[first..]`, each given the tokens before it.
-fn loss(session: &mut Session, ids: &[u32], first: usize) -> Result<f64> {
-    let mut sum = 0.0;
-    let first = first.max(1);
-    if ids.len() <= first {
-        return Ok(0.0);
-    }
-    session.visit_logits(ids, first - 1, |t, row| {
-        if let Some(next) = ids.get(t + 1) {
-            sum += negative_log_likelihood(row, *next);
-        }
-    })?;
-    Ok(sum)
-}
-
 /// Loss of token ids in windows of at most `window` tokens, each started by `bos` where given; (sum, tokens).
 pub fn windowed_loss(
     session: &mut Session,
@@ -85,7 +63,7 @@ pub fn windowed_loss(
     let body = window.max(2) - usize::from(bos.is_some());
     for part in ids.chunks(body) {
         let window: Vec<u32> = bos.into_iter().chain(part.iter().copied()).collect();
-        sum += loss(session, &window, 1)?;
+        sum -= session.log_likelihood(&window, 1)?;
         count += window.len() - 1;
     }
     Ok((sum, count))
@@ -110,7 +88,7 @@ pub fn evaluate(
                 let mut best = (f64::INFINITY, 0);
                 for (index, choice) in choices.iter().enumerate() {
                     let ids = tokenizer.encode(&format!("{prompt}{choice}"))?;
-                    let loss = loss(&mut session, &ids, prompt_length)?;
+                    let loss = -session.log_likelihood(&ids, prompt_length)?;
                     if loss < best.0 {
                         best = (loss, index);
                     }

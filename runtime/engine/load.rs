@@ -1,15 +1,17 @@
 //! From a model folder to an engine: which device, which activations, which files.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::Value;
 
 use super::{Engine, EngineParts, device};
 use crate::arch;
-use crate::device::{Model, Weights};
-use crate::error::Result;
+use crate::device::{LoadProgress, Model, Weights};
+use crate::error::{Error, Result};
 use crate::text::{Tokenizer, TokenizerConfig};
 use crate::weights::{ModelFolder, Storage};
 
@@ -50,6 +52,38 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
     /// Tokens of one prefill pass; by default [`super::DEFAULT_PREFILL_CHUNK`].
     pub prefill_chunk: Option<usize>,
+    /// Bytes of adapters that stay resident after their last use, the least recently used going first; by default 64 MiB.
+    pub adapter_budget: Option<u64>,
+}
+
+/// What is known of a model folder before it is loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loadable {
+    /// Bytes of all weights.
+    pub weight_bytes: u64,
+    /// The device that would compute.
+    pub device: String,
+}
+
+/// A model folder, opened: headers read, tensors mapped.
+struct Opened {
+    files: ModelFolder,
+    model: Model,
+    tokenizer_config: TokenizerConfig,
+    tokenizer: Option<Tokenizer>,
+}
+
+fn open(folder: &Path) -> Result<Opened> {
+    let files = ModelFolder::open(folder)?;
+    let recipe = arch::recipe(files.config(), files.config_path())?;
+    let weights = files.weights(&recipe)?;
+    let model = Model { recipe: Arc::new(recipe), weights: Arc::new(weights) };
+    let tokenizer_config = TokenizerConfig::load(folder)?;
+    let tokenizer = match folder.join("tokenizer.json").exists() {
+        true => Some(Tokenizer::load(folder, &tokenizer_config)?),
+        false => None,
+    };
+    Ok(Opened { files, model, tokenizer_config, tokenizer })
 }
 
 impl Engine {
@@ -58,30 +92,51 @@ impl Engine {
     /// The weights stay in their mapped files: the CPU computes on the map, a GPU gets one copy. A folder without
     /// `tokenizer.json` loads too; then only token ids go in and out.
     pub fn load(folder: impl AsRef<Path>, options: EngineOptions) -> Result<Self> {
+        Self::load_with_progress(folder, options, |_| ControlFlow::Continue(()))
+    }
+
+    /// [`Engine::load`], told of as it goes; a `Break` ends it with [`Error::Cancelled`].
+    pub fn load_with_progress(
+        folder: impl AsRef<Path>,
+        options: EngineOptions,
+        mut progress: impl FnMut(LoadProgress) -> ControlFlow<()>,
+    ) -> Result<Self> {
+        let start = Instant::now();
         let folder = folder.as_ref();
-        let files = ModelFolder::open(folder)?;
-        let recipe = arch::recipe(files.config(), files.config_path())?;
-        let weights = files.weights(&recipe)?;
-        let scheme = scheme(&weights);
-        let model = Model { recipe: Arc::new(recipe), weights: Arc::new(weights) };
-        let tokenizer_config = TokenizerConfig::load(folder)?;
-        let tokenizer = match folder.join("tokenizer.json").exists() {
-            true => Some(Tokenizer::load(folder, &tokenizer_config)?),
-            false => None,
+        let opened = open(folder)?;
+        let total_bytes = opened.model.weights.byte_len();
+        let mut report = |loaded_bytes| match progress(LoadProgress { loaded_bytes, total_bytes }) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Cancelled),
         };
-        let device = device::open(&model, &options)?;
-        Self::from_parts(EngineParts {
-            model,
+        report(0)?;
+        let device = device::open(&opened.model, &options, &mut report)?;
+        report(total_bytes)?;
+        let files = opened.files;
+        let mut engine = Self::from_parts(EngineParts {
+            scheme: scheme(&opened.model.weights),
+            model: opened.model,
             device,
             folder: folder.to_owned(),
-            scheme,
-            tokenizer,
-            tokenizer_config,
+            tokenizer: opened.tokenizer,
+            tokenizer_config: opened.tokenizer_config,
             config: files.config().clone(),
             generation_config: files.generation_config().cloned().unwrap_or(Value::Null),
             context_size: options.context_size,
             prefill_chunk: options.prefill_chunk,
+            adapter_budget: options.adapter_budget,
             files: Some(files),
+        })?;
+        engine.load_time = start.elapsed();
+        Ok(engine)
+    }
+
+    /// Whether a folder can be loaded with these options, as far as its headers and this machine's devices tell.
+    pub fn check(folder: impl AsRef<Path>, options: &EngineOptions) -> Result<Loadable> {
+        let opened = open(folder.as_ref())?;
+        Ok(Loadable {
+            weight_bytes: opened.model.weights.byte_len(),
+            device: device::choose(options.device)?,
         })
     }
 }

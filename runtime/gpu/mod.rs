@@ -68,6 +68,15 @@ pub struct GpuDevice {
 impl GpuDevice {
     /// Opens a GPU and places the model's weights on it.
     pub fn new(model: &Model, options: GpuOptions) -> Result<Self> {
+        Self::with_progress(model, options, &mut |_| Ok(()))
+    }
+
+    /// [`GpuDevice::new`]; `report` is told how many bytes of weights are placed, and its error ends the work.
+    pub fn with_progress(
+        model: &Model,
+        options: GpuOptions,
+        report: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Self> {
         check_model(model)?;
         if options.max_tokens == 0 {
             return Err(Error::option("max_tokens", 0, "a pass takes at least one token"));
@@ -81,9 +90,11 @@ impl GpuDevice {
         let max_tokens = options.max_tokens.min(most.max(1));
 
         let mut pipelines = Pipelines::default();
-        let mut matrices = Vec::new();
+        let (mut matrices, mut placed) = (Vec::new(), 0);
         for matrix in &model.weights.matrices {
             matrices.push(GpuMatrix::upload(&context, &caps, matrix)?);
+            placed += matrix.byte_len() as u64;
+            report(placed)?;
         }
         let mut linears = Vec::new();
         for linear in &recipe.linears {
@@ -145,6 +156,11 @@ impl GpuDevice {
     /// The GPUs of this machine, best first, with why one cannot be used.
     pub fn list() -> Vec<GpuAdapterInfo> {
         select::list()
+    }
+
+    /// The name of the GPU that a choice means, without opening it.
+    pub fn probe(choice: &GpuChoice) -> Result<String> {
+        select::probe(choice)
     }
 
     /// The capabilities in use.

@@ -125,8 +125,8 @@ pub(super) struct Opened {
     pub(super) detail: String,
 }
 
-/// Opens the wanted GPU with the limits and features that help.
-pub(super) fn open(choice: &GpuChoice) -> Result<Opened> {
+/// The GPU that a choice means, best first.
+fn pick(choice: &GpuChoice) -> Result<wgpu::Adapter> {
     let found = adapters();
     let software = |a: &wgpu::Adapter| a.get_info().device_type == wgpu::DeviceType::Cpu;
     let wanted = |a: &&wgpu::Adapter| match choice {
@@ -136,9 +136,17 @@ pub(super) fn open(choice: &GpuChoice) -> Result<Opened> {
         GpuChoice::Named(part) => a.get_info().name.to_lowercase().contains(&part.to_lowercase()),
     };
     let usable = found.iter().filter(wanted).find(|a| unusable(a).is_none());
-    let Some(adapter) = usable else {
-        return Err(Error::NoDevice { wanted: "gpu".into(), reason: why_none(&found, choice) });
-    };
+    usable.cloned().ok_or_else(|| Error::NoDevice { wanted: "gpu".into(), reason: why_none(&found, choice) })
+}
+
+/// The name of the GPU that [`open`] would open.
+pub(super) fn probe(choice: &GpuChoice) -> Result<String> {
+    Ok(pick(choice)?.get_info().name)
+}
+
+/// Opens the wanted GPU with the limits and features that help.
+pub(super) fn open(choice: &GpuChoice) -> Result<Opened> {
+    let adapter = pick(choice)?;
     let info = adapter.get_info();
     let offered = adapter.limits();
     let mut limits = wgpu::Limits::default().or_worse_values_from(&offered);

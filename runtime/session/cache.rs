@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 /// A cache on the device and its content.
 #[derive(Debug)]
 pub(super) struct Cache {
-    handle: CacheHandle,
+    /// Absent after [`Cache::release`], until it is needed again.
+    handle: Option<CacheHandle>,
     positions: usize,
     tokens: Vec<u32>,
     /// Keys and values were computed through these.
@@ -33,8 +34,14 @@ impl Cache {
             let reason = format!("the model was made for at most {longest} positions");
             return Err(Error::option("context_size", positions, reason));
         }
-        let handle = CacheHandle::new(shared, positions)?;
+        let handle = Some(CacheHandle::new(shared, positions)?);
         Ok(Self { handle, positions, tokens: Vec::new(), adapters: Arc::default() })
+    }
+
+    /// Gives the memory back; whether there was any.
+    pub(super) fn release(&mut self) -> bool {
+        self.tokens.clear();
+        self.handle.take().is_some()
     }
 
     pub(super) fn positions(&self) -> usize {
@@ -56,7 +63,7 @@ impl Cache {
     /// Computes the next chunk of `tokens`, of which the cache holds the beginning.
     pub(super) fn step(
         &mut self,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         tokens: &[u32],
         adapters: Option<&ResidentAdapter>,
         want: Want,
@@ -81,14 +88,18 @@ impl Cache {
     /// One pass over `tokens` at the cache's end.
     pub(super) fn extend(
         &mut self,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         tokens: &[u32],
         adapters: Option<&ResidentAdapter>,
         want: Want,
     ) -> Result<Answer> {
-        let (position, cache) = (self.tokens.len(), self.handle.id());
+        let cache = match &self.handle {
+            Some(handle) => handle.id(),
+            None => self.handle.insert(CacheHandle::new(shared, self.positions)?).id(),
+        };
+        let position = self.tokens.len();
         let tail = adapters.map(ResidentAdapter::tail);
-        let answer = shared.device().forward(&Forward { tokens, position, cache, tail, want })?;
+        let answer = shared.forward(&Forward { tokens, position, cache, tail, want })?;
         self.tokens.extend_from_slice(tokens);
         Ok(answer)
     }

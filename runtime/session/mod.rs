@@ -5,8 +5,11 @@
 //! cancelled prompt, if that one changed an earlier part of the conversation).
 
 mod cache;
+mod generation;
+mod likelihood;
 pub mod options;
 pub mod random;
+pub(crate) mod residency;
 pub mod resident;
 pub mod sampler;
 pub(crate) mod shared;
@@ -14,6 +17,8 @@ pub mod stop;
 mod stream;
 mod task;
 
+pub use generation::{Generation, Progress};
+pub use likelihood::log_likelihood;
 pub use options::{FinishReason, GenerationOptions, Response, ResponseChunk, Usage};
 pub use resident::{BoundAdapter, ResidentAdapter};
 pub use stream::{CancelHandle, ResponseStream};
@@ -27,6 +32,7 @@ use crate::error::{Error, Result};
 use crate::text::chat::{ChatTemplate, Context};
 use crate::text::{Message, Role};
 use cache::Cache;
+use residency::Residency;
 use shared::Shared;
 
 /// How a session begins.
@@ -47,28 +53,34 @@ pub struct SessionOptions {
 #[derive(Debug)]
 pub struct Session {
     shared: Arc<Shared>,
+    residency: Arc<Residency>,
     cache: Cache,
     adapters: Option<ResidentAdapter>,
     instructions: Option<String>,
     defaults: GenerationOptions,
     messages: Vec<Message>,
     tokens: Vec<u32>,
+    /// The serial number of the last response that was begun; earlier ones are void.
+    generation: u64,
 }
 
 impl Session {
-    pub(crate) fn new(shared: Arc<Shared>, options: SessionOptions) -> Result<Self> {
+    pub(crate) fn new(residency: Arc<Residency>, options: SessionOptions) -> Result<Self> {
         options.defaults.check()?;
-        let adapters = shared.resident(&options.adapters)?;
+        let adapters = residency.get(&options.adapters)?;
+        let shared = residency.shared().clone();
         let positions = options.context_size.unwrap_or(shared.context_size);
         let cache = Cache::new(&shared, positions)?;
         Ok(Self {
             shared,
+            residency,
             cache,
             adapters,
             instructions: options.instructions,
             defaults: options.defaults,
             messages: Vec::new(),
             tokens: Vec::new(),
+            generation: 0,
         })
     }
 
@@ -77,9 +89,23 @@ impl Session {
     /// With a chat template the prompt is the user's next message. A model without one gets no guessed format: the prompt
     /// is plain text that continues the transcript, exactly as given.
     pub fn respond(&mut self, prompt: &str, options: &GenerationOptions) -> Result<ResponseStream<'_>> {
+        let generation = self.begin(prompt, options)?;
+        Ok(ResponseStream::new(self, generation))
+    }
+
+    /// [`Session::respond`] for a caller that advances the response itself and holds the session only meanwhile.
+    pub fn begin(&mut self, prompt: &str, options: &GenerationOptions) -> Result<Generation> {
         let start = Instant::now();
         let tokens = self.prompt_tokens(prompt, true)?;
-        ResponseStream::start(self, tokens, Some(prompt.to_owned()), options, start)
+        Generation::start(self, tokens, Some(prompt.to_owned()), options, start)
+    }
+
+    /// Goes on with a text exactly as given, no template around it, for a caller that advances the response itself. The
+    /// transcript starts anew.
+    pub fn begin_text(&mut self, text: &str, options: &GenerationOptions) -> Result<Generation> {
+        let start = Instant::now();
+        let tokens = self.shared.tokenizer()?.encode(text)?;
+        Generation::start(self, tokens, None, options, start)
     }
 
     /// Continues a transcript given as tokens, which replaces the session's: `tokens` is all of it, and what the cache
@@ -89,7 +115,8 @@ impl Session {
         tokens: &[u32],
         options: &GenerationOptions,
     ) -> Result<ResponseStream<'_>> {
-        ResponseStream::start(self, tokens.to_vec(), None, options, Instant::now())
+        let generation = Generation::start(self, tokens.to_vec(), None, options, Instant::now())?;
+        Ok(ResponseStream::new(self, generation))
     }
 
     /// Computes the beginning of the next prompt ahead of time, so that the response starts sooner. The transcript stays
@@ -132,7 +159,7 @@ impl Session {
     /// Goes on with other adapters (an empty list detaches). The transcript stays; what the cache holds was computed with
     /// the old ones, so the next response computes it anew, and says so in [`Usage::cached_tokens`].
     pub fn switch_to(&mut self, adapters: &[(BoundAdapter, f32)]) -> Result<()> {
-        self.adapters = self.shared.resident(adapters)?;
+        self.adapters = self.residency.get(adapters)?;
         Ok(())
     }
 
@@ -140,6 +167,12 @@ impl Session {
     pub fn reset(&mut self) {
         self.messages.clear();
         self.tokens.clear();
+    }
+
+    /// Frees the cache's memory; the next response makes a new one and computes the conversation anew. Whether there was
+    /// one to free.
+    pub fn release_cache(&mut self) -> bool {
+        self.cache.release()
     }
 
     /// Takes up a conversation that was held elsewhere; it is computed with the next response. Only for models with a

@@ -63,6 +63,11 @@ impl ResidentAdapter {
         &self.0.adapters
     }
 
+    /// Bytes of the branches in their files, close to what they take on a device.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.adapters().iter().map(|(adapter, _)| adapter.tail().byte_len() as u64).sum()
+    }
+
     pub(crate) fn tail(&self) -> TailId {
         self.0.tail
     }

@@ -2,13 +2,12 @@
 //!
 //! Invariant: the lock is held for one call to the device and never across tokens, so that sessions interleave.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::options::GenerationOptions;
-use super::resident::{AdapterKey, BoundAdapter, Resident, ResidentAdapter};
-use crate::device::{Device, Model};
+use crate::device::{Answer, Device, Forward, Model};
 use crate::error::{Error, Result};
 use crate::text::{Tokenizer, TokenizerConfig};
 
@@ -24,8 +23,14 @@ pub(crate) struct Shared {
     pub(crate) defaults: GenerationOptions,
     pub(crate) context_size: usize,
     pub(crate) prefill_chunk: usize,
-    /// What is resident and still in use by somebody.
-    pub(crate) residents: Mutex<HashMap<Arc<AdapterKey>, Weak<Resident>>>,
+    pub(crate) counters: Counters,
+}
+
+/// What was computed, counted as it happens.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) passes: AtomicU64,
+    pub(crate) tokens: AtomicU64,
 }
 
 impl std::fmt::Debug for Shared {
@@ -41,6 +46,13 @@ impl Shared {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// One pass of the device.
+    pub(crate) fn forward(&self, pass: &Forward<'_>) -> Result<Answer> {
+        self.counters.passes.fetch_add(1, Ordering::Relaxed);
+        self.counters.tokens.fetch_add(pass.tokens.len() as u64, Ordering::Relaxed);
+        self.device().forward(pass)
+    }
+
     /// Tokens the model knows, padding included.
     pub(crate) fn vocab(&self) -> usize {
         self.model.recipe.shape.vocab
@@ -54,29 +66,5 @@ impl Shared {
             help: "text needs a tokenizer; take the file from the model's repository, or use token ids"
                 .into(),
         })
-    }
-
-    /// Makes a list of adapters resident as one tail, or finds it resident already; `None` for an empty list.
-    pub(crate) fn resident(
-        self: &Arc<Self>,
-        adapters: &[(BoundAdapter, f32)],
-    ) -> Result<Option<ResidentAdapter>> {
-        if adapters.is_empty() {
-            return Ok(None);
-        }
-        if let Some((adapter, scale)) = adapters.iter().find(|(_, scale)| !scale.is_finite()) {
-            let option = format!("scale of adapter {}", adapter.name());
-            return Err(Error::option(&option, scale, "must be a finite number"));
-        }
-        let key: Arc<AdapterKey> =
-            Arc::new(adapters.iter().map(|(adapter, scale)| (adapter.id(), scale.to_bits())).collect());
-        let mut residents = self.residents.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(resident) = residents.get(&key).and_then(Weak::upgrade) {
-            return Ok(Some(ResidentAdapter(resident)));
-        }
-        residents.retain(|_, resident| resident.strong_count() > 0);
-        let resident = Arc::new(Resident::load(self, adapters, key.clone())?);
-        residents.insert(key, Arc::downgrade(&resident));
-        Ok(Some(ResidentAdapter(resident)))
     }
 }

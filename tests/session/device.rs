@@ -217,12 +217,15 @@ pub struct Setup {
     pub tokenizer: bool,
     pub context_size: usize,
     pub generation_config: serde_json::Value,
+    pub adapter_budget: Option<u64>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let generation_config = serde_json::json!({"eos_token_id": EOS});
-        Self { template: false, tokenizer: true, context_size: 200, generation_config }
+        // Nothing outlives its use, so that tests can count what is held.
+        let adapter_budget = Some(0);
+        Self { template: false, tokenizer: true, context_size: 200, generation_config, adapter_budget }
     }
 }
 
@@ -264,6 +267,7 @@ pub fn engine(setup: Setup) -> (Engine, Arc<Mutex<State>>) {
         generation_config: setup.generation_config,
         context_size: Some(setup.context_size),
         prefill_chunk: None,
+        adapter_budget: setup.adapter_budget,
     });
     (engine.unwrap(), state)
 }

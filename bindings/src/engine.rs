@@ -1,0 +1,275 @@
+//! The engine: base weights on a device, shared by sessions and adapters.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use calora::engine::ResidentAdapter;
+
+use crate::adapter::TaskAdapter;
+use crate::bench::BenchmarkOptions;
+use crate::config::{EngineConfig, LoadProgress, forward};
+use crate::error::{EngineError, Result};
+use crate::info::{DeviceInfo, MemoryUse, ModelInfo, Statistics};
+use crate::options::SessionConfig;
+use crate::session::{Cell, Session, options};
+use crate::worker::Worker;
+
+/// How urgently memory is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
+pub enum MemoryPressure {
+    /// Adapters that no session uses go.
+    Moderate,
+    /// KV caches of idle sessions go too; their next response computes the conversation anew.
+    Critical,
+}
+
+/// What trimming freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Record)]
+pub struct TrimReport {
+    /// Bytes freed on the device.
+    pub freed_bytes: u64,
+    /// Adapters that are no longer resident.
+    pub evicted_adapters: u32,
+    /// Sessions whose cache was dropped.
+    pub dropped_caches: u32,
+}
+
+/// What sessions, streams and the engine object share.
+pub(crate) struct Core {
+    pub(crate) worker: Worker,
+    engine: Mutex<Option<calora::engine::Engine>>,
+    /// Adapters that the app wants resident, by address of their object.
+    preloaded: Mutex<HashMap<usize, ResidentAdapter>>,
+    sessions: Mutex<Vec<Weak<Cell>>>,
+    closed: AtomicBool,
+}
+
+impl Core {
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) { Err(EngineError::closed("engine")) } else { Ok(()) }
+    }
+
+    pub(crate) fn engine(&self) -> Result<calora::engine::Engine> {
+        self.check()?;
+        lock(&self.engine).clone().ok_or_else(|| EngineError::closed("engine"))
+    }
+
+    fn cells(&self) -> Vec<Arc<Cell>> {
+        let mut sessions = lock(&self.sessions);
+        sessions.retain(|cell| cell.strong_count() > 0);
+        sessions.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn close(self: &Arc<Self>) {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        for cell in self.cells() {
+            cell.close();
+        }
+        let core = self.clone();
+        // Device memory is freed on the thread that used it, after everything that was queued.
+        self.worker.close(move || {
+            lock(&core.preloaded).clear();
+            lock(&core.engine).take();
+        });
+    }
+
+    fn trim(&self, level: MemoryPressure) -> Result<TrimReport> {
+        let engine = self.engine()?;
+        let before = total(&engine);
+        lock(&self.preloaded).clear();
+        let evicted_adapters = engine.evict_idle() as u32;
+        let mut dropped_caches = 0;
+        if level == MemoryPressure::Critical {
+            for cell in self.cells() {
+                if cell.is_responding() {
+                    continue;
+                }
+                if let Some(session) = cell.lock().as_mut() {
+                    dropped_caches += u32::from(session.release_cache());
+                }
+            }
+        }
+        let freed_bytes = before.saturating_sub(total(&engine));
+        log::info!("trim: {freed_bytes} bytes freed, {dropped_caches} caches dropped");
+        Ok(TrimReport { freed_bytes, evicted_adapters, dropped_caches })
+    }
+}
+
+fn total(engine: &calora::engine::Engine) -> u64 {
+    let m = engine.memory();
+    m.weights + m.caches + m.tails + m.scratch
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says so when the caller of a load is gone.
+struct Abandoned(Arc<AtomicBool>);
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Base weights on a device. Heavy: one for each model, shared by everything; dropping it closes it.
+#[derive(uniffi::Object)]
+pub struct Engine {
+    core: Arc<Core>,
+    model: ModelInfo,
+    device: DeviceInfo,
+}
+
+#[uniffi::export]
+impl Engine {
+    /// Loads a model folder on the engine's thread. A caller that goes away, or a callback that throws, stops it.
+    #[uniffi::constructor]
+    pub async fn load(config: EngineConfig, progress: Option<Arc<dyn LoadProgress>>) -> Result<Arc<Self>> {
+        let worker = Worker::start()?;
+        let stopped = Arc::new(AtomicBool::new(false));
+        let guard = Abandoned(stopped.clone());
+        let loaded = worker
+            .run(move || {
+                let mut refused = None;
+                let stopped = || stopped.load(Ordering::Acquire);
+                let engine =
+                    calora::engine::Engine::load_with_progress(&config.model, config.options(), |state| {
+                        forward(progress.as_deref(), &stopped, &mut refused, state.into())
+                    });
+                match refused {
+                    Some(error) => Err(error),
+                    None => Ok(engine?),
+                }
+            })
+            .await;
+        drop(guard);
+        let engine = loaded?;
+        let (model, device) = (engine.model_info().into(), engine.device_info().into());
+        let core = Core {
+            worker,
+            engine: Mutex::new(Some(engine)),
+            preloaded: Mutex::default(),
+            sessions: Mutex::default(),
+            closed: AtomicBool::new(false),
+        };
+        Ok(Arc::new(Self { core: Arc::new(core), model, device }))
+    }
+
+    /// What the model is.
+    pub fn model_info(&self) -> ModelInfo {
+        self.model.clone()
+    }
+
+    /// What computes.
+    pub fn device_info(&self) -> DeviceInfo {
+        self.device.clone()
+    }
+
+    /// Bytes on the device now; waits for the pass in progress.
+    pub async fn memory(&self) -> Result<MemoryUse> {
+        let engine = self.core.engine()?;
+        self.core.worker.run(move || Ok(engine.memory().into())).await
+    }
+
+    /// What was computed since the engine was loaded.
+    pub fn statistics(&self) -> Result<Statistics> {
+        let counted = self.core.engine()?.counters();
+        Ok(Statistics { passes: counted.passes, tokens: counted.tokens })
+    }
+
+    /// Maps a task file or PEFT folder and checks that it belongs to this model; its tensors stay in the file.
+    pub async fn open_adapter(&self, path: String) -> Result<Arc<TaskAdapter>> {
+        let engine = self.core.engine()?;
+        self.core.worker.run(move || Ok(Arc::new(TaskAdapter::open(&engine, &path)?))).await
+    }
+
+    /// Makes an adapter resident and keeps it so, whatever the budget: attaching it then moves no bytes.
+    pub async fn preload(&self, adapter: Arc<TaskAdapter>) -> Result<()> {
+        let (engine, core) = (self.core.engine()?, self.core.clone());
+        self.core
+            .worker
+            .run(move || {
+                if let Some(resident) = engine.resident(&[(adapter.bound()?, 1.0)])? {
+                    lock(&core.preloaded).insert(Arc::as_ptr(&adapter) as usize, resident);
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Lets go of a resident adapter; it stays where a session uses it.
+    pub async fn evict(&self, adapter: Arc<TaskAdapter>) -> Result<()> {
+        let (engine, core) = (self.core.engine()?, self.core.clone());
+        self.core
+            .worker
+            .run(move || {
+                lock(&core.preloaded).remove(&(Arc::as_ptr(&adapter) as usize));
+                engine.evict(&adapter.bound()?);
+                Ok(())
+            })
+            .await
+    }
+
+    /// A new conversation.
+    pub async fn session(&self, config: SessionConfig) -> Result<Arc<Session>> {
+        let (engine, core) = (self.core.engine()?, self.core.clone());
+        let options = options(&config)?;
+        self.core
+            .worker
+            .run(move || {
+                let cell = Arc::new(Cell::new(core.clone(), engine.session(options)?));
+                lock(&core.sessions).push(Arc::downgrade(&cell));
+                Ok(Arc::new(Session { cell }))
+            })
+            .await
+    }
+
+    /// How many tokens a text has.
+    pub fn count_tokens(&self, text: String) -> Result<u32> {
+        Ok(self.core.engine()?.count_tokens(&text)? as u32)
+    }
+
+    /// Frees memory that is not in use.
+    pub async fn trim(&self, level: MemoryPressure) -> Result<TrimReport> {
+        self.core.check()?;
+        let core = self.core.clone();
+        self.core.worker.run(move || core.trim(level)).await
+    }
+
+    /// Stops using the device; resolves when it is idle. Requests wait, and go on after [`Self::resume`]. For apps that
+    /// leave the foreground: iOS ends an app whose GPU work goes on in the background.
+    pub async fn pause(&self) -> Result<()> {
+        self.core.check()?;
+        self.core.worker.gate.pause().await;
+        Ok(())
+    }
+
+    /// Goes on after [`Self::pause`].
+    pub fn resume(&self) -> Result<()> {
+        self.core.check()?;
+        self.core.worker.gate.resume();
+        Ok(())
+    }
+
+    /// Measures speed, memory and what swapping costs, as one JSON object; the same as `calora bench --json`.
+    pub async fn benchmark(&self, options: BenchmarkOptions) -> Result<String> {
+        let engine = self.core.engine()?;
+        self.core.worker.run(move || options.run(&engine)).await
+    }
+
+    /// Ends all sessions and frees the device's memory once the pass in progress is over; every later call fails with
+    /// `Closed`. Returns at once. Twice is fine.
+    pub fn close(&self) {
+        self.core.close();
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.core.close();
+    }
+}

@@ -1,0 +1,107 @@
+//! Facts about model, device and memory.
+
+/// What the loaded model is.
+#[derive(Clone, Debug, PartialEq, uniffi::Record)]
+pub struct ModelInfo {
+    /// Its folder.
+    pub folder: String,
+    /// `model_type` of its configuration.
+    pub architecture: String,
+    /// How the weights are stored, for people: `int4 g32`, `bf16`.
+    pub scheme: String,
+    /// Layers.
+    pub layers: u32,
+    /// Channels of the residual stream.
+    pub hidden_size: u32,
+    /// Tokens of the vocabulary.
+    pub vocabulary_size: u32,
+    /// Tokens that a session holds.
+    pub context_size: u32,
+    /// Tokens that the model was made for.
+    pub max_context_size: u32,
+    /// Whether prompts are messages of a conversation; else they are plain text to be continued.
+    pub has_chat_template: bool,
+}
+
+impl From<&calora::engine::ModelInfo> for ModelInfo {
+    fn from(info: &calora::engine::ModelInfo) -> Self {
+        let shape = &info.shape;
+        Self {
+            folder: info.folder.display().to_string(),
+            architecture: info.architecture.clone(),
+            scheme: info.scheme.clone(),
+            layers: shape.layers as u32,
+            hidden_size: shape.hidden as u32,
+            vocabulary_size: shape.vocab as u32,
+            context_size: info.context_size as u32,
+            max_context_size: shape.context as u32,
+            has_chat_template: info.has_chat_template,
+        }
+    }
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
+pub enum DeviceKind {
+    /// A GPU through Vulkan, Metal or OpenGL ES.
+    Gpu,
+    /// The processor's own cores.
+    Cpu,
+}
+
+/// The device, for diagnostics.
+#[derive(Clone, Debug, PartialEq, uniffi::Record)]
+pub struct DeviceInfo {
+    /// GPU or CPU.
+    pub kind: DeviceKind,
+    /// The GPU's or processor's name.
+    pub name: String,
+    /// Driver, backend, instruction sets and capabilities in use.
+    pub detail: String,
+    /// `f32` or `int8`.
+    pub activations: String,
+}
+
+impl From<&calora::device::DeviceInfo> for DeviceInfo {
+    fn from(info: &calora::device::DeviceInfo) -> Self {
+        Self {
+            kind: if info.kind == "gpu" { DeviceKind::Gpu } else { DeviceKind::Cpu },
+            name: info.name.clone(),
+            detail: info.detail.clone(),
+            activations: format!("{:?}", info.activations).to_lowercase(),
+        }
+    }
+}
+
+/// Bytes that the engine holds on its device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, uniffi::Record)]
+pub struct MemoryUse {
+    /// Base weights; on the CPU these are mapped pages, which the system may drop and read again.
+    pub weight_bytes: u64,
+    /// KV caches of all sessions.
+    pub cache_bytes: u64,
+    /// Resident adapters.
+    pub adapter_bytes: u64,
+    /// Working memory.
+    pub scratch_bytes: u64,
+}
+
+impl From<calora::device::DeviceMemory> for MemoryUse {
+    fn from(m: calora::device::DeviceMemory) -> Self {
+        Self {
+            weight_bytes: m.weights,
+            cache_bytes: m.caches,
+            adapter_bytes: m.tails,
+            scratch_bytes: m.scratch,
+        }
+    }
+}
+
+/// What the engine has computed since it was loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, uniffi::Record)]
+pub struct Statistics {
+    /// Passes of the device.
+    pub passes: u64,
+    /// Tokens in them.
+    pub tokens: u64,
+}

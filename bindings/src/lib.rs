@@ -1,0 +1,45 @@
+//! calora for Kotlin and Swift.
+//!
+//! This crate converts and forwards; what it adds is one engine thread ([`worker`]), so that a call from an app never
+//! waits for a device on the app's thread, and streams that are pulled. The hand-written APIs of `android/` and `ios/`
+//! are what apps see.
+//!
+//! Rules of the border: every function that can fail returns a `Result` (a panic in one that cannot is fatal in Swift);
+//! prompts and answers are never logged; callbacks are for rare events only, tokens are pulled.
+
+uniffi::setup_scaffolding!();
+
+mod adapter;
+mod availability;
+mod bench;
+mod config;
+mod engine;
+mod error;
+mod info;
+mod logging;
+mod options;
+mod pause;
+mod session;
+mod stream;
+mod worker;
+
+pub use adapter::{AdapterInfo, TaskAdapter, inspect_adapter};
+pub use availability::{Availability, UnavailableReason, availability};
+pub use bench::BenchmarkOptions;
+pub use config::{Activations, DeviceChoice, EngineConfig, LoadProgress, LoadState};
+pub use engine::{Engine, MemoryPressure, TrimReport};
+pub use error::EngineError;
+pub use info::{DeviceInfo, DeviceKind, MemoryUse, ModelInfo, Statistics};
+pub use logging::{LogLevel, LogSink, set_log_level, set_log_sink};
+pub use options::{
+    ChoiceScore, FinishReason, GenerationOptions, Message, ResponseChunk, Role, ScaledAdapter, SessionConfig,
+    Usage,
+};
+pub use session::Session;
+pub use stream::ResponseStream;
+
+/// calora's version, as in the file names of a release.
+#[uniffi::export]
+pub fn version() -> String {
+    env!("CARGO_PKG_VERSION").to_owned()
+}

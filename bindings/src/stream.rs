@@ -1,0 +1,210 @@
+//! A response as the app pulls it.
+//!
+//! The engine thread runs at most [`AHEAD`] chunks ahead of the app, one pass of the device a job, so that the device is
+//! busy while the app draws, a slow reader costs no memory, and other sessions advance in between. Cancelling (or
+//! dropping the stream) stops the device within one pass and leaves the session as it was before the request.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_channel::{Receiver, Sender};
+use calora::session::{Generation, Progress};
+
+use crate::error::{EngineError, Result};
+use crate::options::{GenerationOptions, ResponseChunk};
+use crate::session::Cell;
+
+/// Chunks that may wait for the app.
+const AHEAD: usize = 4;
+
+/// What is asked.
+pub(crate) enum Prompt {
+    /// The user's next message.
+    Message(String),
+    /// Text to go on with, as given.
+    Text(String),
+}
+
+/// Where the engine thread is with a response; touched by nobody else.
+enum Phase {
+    Waiting { prompt: Prompt, options: GenerationOptions },
+    Running(Box<Generation>),
+    Over,
+}
+
+/// A response in progress.
+pub(crate) struct Run {
+    cell: Arc<Cell>,
+    phase: Mutex<Phase>,
+    cancelled: AtomicBool,
+    /// Whether a job for this response is queued or running.
+    scheduled: Mutex<bool>,
+    chunks: Sender<Result<ResponseChunk>>,
+    pulled: Receiver<Result<ResponseChunk>>,
+}
+
+impl Run {
+    pub(crate) fn new(cell: Arc<Cell>, prompt: Prompt, options: GenerationOptions) -> Self {
+        let (chunks, pulled) = async_channel::bounded(AHEAD);
+        let phase = Mutex::new(Phase::Waiting { prompt, options });
+        Self { cell, phase, cancelled: AtomicBool::new(false), scheduled: Mutex::new(false), chunks, pulled }
+    }
+
+    /// Whether the session is free for another request.
+    pub(crate) fn is_over(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire) || self.chunks.is_closed()
+    }
+
+    pub(crate) fn cancel(self: &Arc<Self>) {
+        if self.chunks.is_closed() || self.cancelled.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        // Wakes a pull that waits.
+        self.chunks.close();
+        // The roll-back belongs to the engine thread.
+        self.schedule();
+    }
+
+    fn scheduled(&self) -> MutexGuard<'_, bool> {
+        self.scheduled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues the next pass unless one is queued.
+    fn schedule(self: &Arc<Self>) {
+        if !std::mem::replace(&mut *self.scheduled(), true) {
+            self.post();
+        }
+    }
+
+    fn post(self: &Arc<Self>) {
+        let run = self.clone();
+        if !self.cell.core.worker.post(move || run.advance()) {
+            // The engine is closed; whoever pulls is told.
+            let _ = self.chunks.try_send(Err(EngineError::closed("engine")));
+            self.chunks.close();
+        }
+    }
+
+    /// One job of the engine thread.
+    fn advance(self: &Arc<Self>) {
+        let outcome = self.pass();
+        let mut scheduled = self.scheduled();
+        match outcome {
+            // A stream that was cancelled meanwhile comes back to roll back, even when nobody pulls.
+            Ok(true) if !self.chunks.is_full() || self.cancelled.load(Ordering::Acquire) => {
+                drop(scheduled);
+                self.post();
+            }
+            Ok(true) => *scheduled = false,
+            Ok(false) => {
+                *scheduled = false;
+                self.chunks.close();
+            }
+            Err(error) => {
+                *scheduled = false;
+                let _ = self.chunks.try_send(Err(error));
+                self.chunks.close();
+            }
+        }
+    }
+
+    /// Advances the response by one pass; whether it goes on.
+    fn pass(self: &Arc<Self>) -> Result<bool> {
+        let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut session = self.cell.lock();
+        let Some(session) = session.as_mut() else {
+            *phase = Phase::Over;
+            return Err(EngineError::closed("session"));
+        };
+        if self.cancelled.load(Ordering::Acquire) {
+            if let Phase::Running(mut generation) = std::mem::replace(&mut *phase, Phase::Over) {
+                generation.roll_back(session);
+            }
+            return Ok(false);
+        }
+        if let Phase::Waiting { prompt, options } = &*phase {
+            let started = match prompt {
+                Prompt::Message(message) => session.begin(message, &options.into()),
+                Prompt::Text(text) => session.begin_text(text, &options.into()),
+            };
+            match started {
+                Ok(generation) => *phase = Phase::Running(Box::new(generation)),
+                Err(error) => {
+                    *phase = Phase::Over;
+                    return Err(error.into());
+                }
+            }
+        }
+        let Phase::Running(generation) = &mut *phase else { return Ok(false) };
+        let chunk = match generation.pass(session) {
+            Ok(Progress::Computing) => return Ok(true),
+            Ok(Progress::Chunk(chunk)) => chunk,
+            Err(error) => {
+                *phase = Phase::Over;
+                return Err(error.into());
+            }
+        };
+        let last = chunk.finish_reason.is_some();
+        if last {
+            *phase = Phase::Over;
+            self.cell.refresh(session);
+        }
+        // There is room: a job is only queued while there is.
+        let _ = self.chunks.try_send(Ok(chunk.into()));
+        Ok(!last)
+    }
+}
+
+/// A response; dropping it cancels.
+#[derive(uniffi::Object)]
+pub struct ResponseStream {
+    run: Arc<Run>,
+}
+
+impl ResponseStream {
+    pub(crate) fn new(run: Arc<Run>) -> Self {
+        Self { run }
+    }
+}
+
+#[uniffi::export]
+impl ResponseStream {
+    /// The next piece of text. The last chunk has the finish reason and the usage; after it comes nothing.
+    ///
+    /// Nothing is computed before the first call. A failed or cancelled response leaves the session as it was.
+    pub async fn next(&self) -> Result<Option<ResponseChunk>> {
+        let run = &self.run;
+        if run.cancelled.load(Ordering::Acquire) {
+            return Err(EngineError::Cancelled);
+        }
+        // With chunks waiting, the device is ahead already; a full queue must not grow.
+        if !run.chunks.is_closed() && run.chunks.is_empty() {
+            run.schedule();
+        }
+        let received = run.pulled.recv().await;
+        if run.cancelled.load(Ordering::Acquire) {
+            return Err(EngineError::Cancelled);
+        }
+        match received {
+            Ok(chunk) => {
+                if !run.chunks.is_closed() {
+                    run.schedule(); // there is room again
+                }
+                chunk.map(Some)
+            }
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Stops within one pass of the device; a pending [`Self::next`] fails with `Cancelled` at once. Twice is fine, and
+    /// a response that has ended is not affected.
+    pub fn cancel(&self) {
+        self.run.cancel();
+    }
+}
+
+impl Drop for ResponseStream {
+    fn drop(&mut self) {
+        self.run.cancel();
+    }
+}

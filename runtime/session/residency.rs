@@ -1,0 +1,105 @@
+//! Which adapters are on the device: those in use, and those used lately within a budget of bytes.
+//!
+//! Invariant: one in use never goes; what is kept beyond its use never exceeds the budget. Sessions hold this, and what it
+//! keeps holds [`Shared`], never the other way round: a circle would never be freed.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::resident::{AdapterKey, BoundAdapter, Resident, ResidentAdapter};
+use super::shared::Shared;
+use crate::error::{Error, Result};
+
+/// Bytes of adapters that stay resident after their last use, unless told otherwise.
+pub(crate) const DEFAULT_BUDGET: u64 = 64 << 20;
+
+/// The adapters of one engine.
+#[derive(Debug)]
+pub(crate) struct Residency {
+    shared: Arc<Shared>,
+    budget: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Everything on the device, whoever holds it.
+    known: HashMap<Arc<AdapterKey>, Weak<Resident>>,
+    /// Held within the budget, the least recently used first.
+    recent: VecDeque<ResidentAdapter>,
+}
+
+impl Residency {
+    pub(crate) fn new(shared: Arc<Shared>, budget: u64) -> Self {
+        Self { shared, budget, state: Mutex::default() }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Makes a list of adapters resident as one tail, or finds it resident already; `None` for an empty list.
+    pub(crate) fn get(&self, adapters: &[(BoundAdapter, f32)]) -> Result<Option<ResidentAdapter>> {
+        if adapters.is_empty() {
+            return Ok(None);
+        }
+        if let Some((adapter, scale)) = adapters.iter().find(|(_, scale)| !scale.is_finite()) {
+            let option = format!("scale of adapter {}", adapter.name());
+            return Err(Error::option(&option, scale, "must be a finite number"));
+        }
+        let key: Arc<AdapterKey> =
+            Arc::new(adapters.iter().map(|(adapter, scale)| (adapter.id(), scale.to_bits())).collect());
+        let mut state = self.lock();
+        let resident = match state.known.get(&key).and_then(Weak::upgrade) {
+            Some(resident) => ResidentAdapter(resident),
+            None => {
+                state.known.retain(|_, resident| resident.strong_count() > 0);
+                let resident = Arc::new(Resident::load(&self.shared, adapters, key.clone())?);
+                state.known.insert(key, Arc::downgrade(&resident));
+                ResidentAdapter(resident)
+            }
+        };
+        let released = state.keep(&resident, self.budget);
+        // What is released waits for the device's lock; nobody else should wait for it meanwhile.
+        drop(state);
+        drop(released);
+        Ok(Some(resident))
+    }
+
+    /// Lets go of everything that holds one adapter and is not in use.
+    pub(crate) fn evict(&self, adapter: &BoundAdapter) {
+        let mut state = self.lock();
+        let holds = |r: &ResidentAdapter| r.adapters().iter().any(|(a, _)| a.id() == adapter.id());
+        let (gone, kept): (VecDeque<_>, VecDeque<_>) = state.recent.drain(..).partition(holds);
+        state.recent = kept;
+        drop(state);
+        drop(gone);
+    }
+
+    /// Lets go of everything that is not in use; how many lists of adapters left the device.
+    pub(crate) fn evict_idle(&self) -> usize {
+        let recent = std::mem::take(&mut self.lock().recent);
+        recent.iter().filter(|resident| Arc::strong_count(&resident.0) == 1).count()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Marks a list as the most recently used; gives back what no longer fits, to be dropped by the caller.
+    fn keep(&mut self, resident: &ResidentAdapter, budget: u64) -> Vec<ResidentAdapter> {
+        self.recent.retain(|kept| !Arc::ptr_eq(&kept.0, &resident.0));
+        self.recent.push_back(resident.clone());
+        let mut bytes: u64 = self.recent.iter().map(ResidentAdapter::bytes).sum();
+        let mut released = Vec::new();
+        while bytes > budget
+            && let Some(oldest) = self.recent.pop_front()
+        {
+            bytes -= oldest.bytes();
+            released.push(oldest);
+        }
+        released
+    }
+}
