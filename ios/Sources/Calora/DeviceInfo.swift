@@ -1,0 +1,31 @@
+internal import CaloraBindings
+
+/// What computes, for diagnostics.
+public struct DeviceInfo: Sendable, Hashable {
+    /// What kind of device.
+    public enum Kind: Sendable, Hashable, CaseIterable {
+        /// A GPU.
+        case gpu
+        /// The processor's own cores.
+        case cpu
+    }
+
+    /// GPU or CPU.
+    public let kind: Kind
+    /// The GPU's or processor's name.
+    public let name: String
+    /// Driver, backend, instruction sets and capabilities in use.
+    public let detail: String
+    /// Precision of the activations: `f32` or `int8`.
+    public let activations: String
+
+    init(_ info: CaloraBindings.DeviceInfo) {
+        switch info.kind {
+        case .gpu: kind = .gpu
+        case .cpu: kind = .cpu
+        }
+        name = info.name
+        detail = info.detail
+        activations = info.activations
+    }
+}

@@ -1,0 +1,106 @@
+import Foundation
+internal import CaloraBindings
+
+extension Engine {
+    /// How an engine is loaded; everything but the model has a default.
+    public struct Configuration: Sendable, Hashable {
+        /// The model's folder: `config.json`, `model.safetensors`, `tokenizer.json`.
+        public var model: URL
+        /// Which device computes.
+        public var device: DeviceChoice
+        /// Precision of the activations that meet compressed weights.
+        public var activations: Activations
+        /// Tokens that a session holds; by default the model's own number, at most 4,096.
+        public var contextSize: Int?
+        /// Threads of the CPU device; by default one a core.
+        public var threads: Int?
+        /// Bytes of adapters that stay resident after their last use, by default 64 MiB. The least recently used go first.
+        public var adapterBudgetBytes: Int?
+
+        /// A configuration.
+        public init(
+            model: URL,
+            device: DeviceChoice = .auto,
+            activations: Activations = .auto,
+            contextSize: Int? = nil,
+            threads: Int? = nil,
+            adapterBudgetBytes: Int? = nil
+        ) {
+            self.model = model
+            self.device = device
+            self.activations = activations
+            self.contextSize = contextSize
+            self.threads = threads
+            self.adapterBudgetBytes = adapterBudgetBytes
+        }
+    }
+
+    /// Which device computes.
+    public enum DeviceChoice: Sendable, Hashable, CaseIterable {
+        /// The GPU where there is a real one, else the CPU.
+        case auto
+        /// A GPU, even a software one.
+        case gpu
+        /// The CPU.
+        case cpu
+    }
+
+    /// Precision of the activations that meet compressed weights.
+    public enum Activations: Sendable, Hashable, CaseIterable {
+        /// Int8 where weights are compressed, else float32.
+        case auto
+        /// Float32: the reference mode.
+        case float32
+        /// Int8: the fast mode.
+        case int8
+    }
+}
+
+extension Engine.Configuration {
+    func bindings() throws(EngineError) -> CaloraBindings.EngineConfig {
+        let budget: UInt64?
+        if let bytes = adapterBudgetBytes {
+            guard let exact = UInt64(exactly: bytes) else {
+                throw .invalidOption(option: "adapter_budget", value: String(bytes), reason: "give a number of bytes")
+            }
+            budget = exact
+        } else {
+            budget = nil
+        }
+        return CaloraBindings.EngineConfig(
+            model: model.filePath,
+            device: device.bindings,
+            activations: activations.bindings,
+            contextSize: try count(contextSize, "context_size"),
+            threads: try count(threads, "threads"),
+            adapterBudgetBytes: budget
+        )
+    }
+}
+
+extension Engine.DeviceChoice {
+    fileprivate var bindings: CaloraBindings.DeviceChoice {
+        switch self {
+        case .auto: .auto
+        case .gpu: .gpu
+        case .cpu: .cpu
+        }
+    }
+}
+
+extension Engine.Activations {
+    fileprivate var bindings: CaloraBindings.Activations {
+        switch self {
+        case .auto: .auto
+        case .float32: .f32
+        case .int8: .int8
+        }
+    }
+}
+
+extension URL {
+    /// The path as the system takes it.
+    var filePath: String {
+        path(percentEncoded: false)
+    }
+}

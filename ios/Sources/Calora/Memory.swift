@@ -1,0 +1,56 @@
+internal import CaloraBindings
+
+/// Bytes that the engine holds on its device.
+public struct MemoryUse: Sendable, Hashable {
+    /// Base weights; on the CPU these are mapped pages, which the system may drop and read again.
+    public let weightBytes: UInt64
+    /// KV caches of all sessions.
+    public let cacheBytes: UInt64
+    /// Resident adapters.
+    public let adapterBytes: UInt64
+    /// Working memory.
+    public let scratchBytes: UInt64
+
+    /// All of it.
+    public var totalBytes: UInt64 {
+        weightBytes + cacheBytes + adapterBytes + scratchBytes
+    }
+
+    init(_ memory: CaloraBindings.MemoryUse) {
+        weightBytes = memory.weightBytes
+        cacheBytes = memory.cacheBytes
+        adapterBytes = memory.adapterBytes
+        scratchBytes = memory.scratchBytes
+    }
+}
+
+/// How urgently memory is wanted.
+public enum MemoryPressure: Sendable, Hashable, CaseIterable {
+    /// Adapters that no session uses go.
+    case moderate
+    /// KV caches of idle sessions go too; their next response computes the conversation anew.
+    case critical
+
+    var bindings: CaloraBindings.MemoryPressure {
+        switch self {
+        case .moderate: .moderate
+        case .critical: .critical
+        }
+    }
+}
+
+/// What trimming freed.
+public struct TrimReport: Sendable, Hashable {
+    /// Bytes freed on the device.
+    public let freedBytes: UInt64
+    /// Adapters that are no longer resident.
+    public let evictedAdapters: Int
+    /// Sessions whose cache was dropped.
+    public let droppedCaches: Int
+
+    init(_ report: CaloraBindings.TrimReport) {
+        freedBytes = report.freedBytes
+        evictedAdapters = Int(report.evictedAdapters)
+        droppedCaches = Int(report.droppedCaches)
+    }
+}

@@ -1,0 +1,109 @@
+import Calora
+import CaloraTestSupport
+import Foundation
+import MinimalSample
+import Testing
+
+@testable import AssistantSample
+
+/// A router that is told.
+struct FixedRouter: Router {
+    let task: AssistantTask?
+    func route(_ request: String) async throws -> Route { Route(task: task, confidence: task == nil ? 0.3 : 0.9) }
+}
+
+/// Routes by the first word of a request, which it should not have.
+struct FirstWordRouter: Router {
+    func route(_ request: String) async throws -> Route {
+        Route(task: request.hasPrefix("wake") ? .intent : .spam, confidence: 1)
+    }
+}
+
+@Suite struct AssistantTests {
+    @Test func routesSwapsAndStreams() async throws {
+        let engine = try await Models.engine()
+        let assistant = try await Assistant(engine: engine, adapters: Models.adapters, router: FirstWordRouter())
+        var state = AssistantState()
+
+        try await ask(assistant, "wake me with some quiet piano music", &state)
+        #expect(state.answer == "PlayMusic")
+        #expect(state.route?.task == .intent)
+        #expect(state.task == .intent)
+        #expect(state.swap != nil)
+        #expect(state.usage.map { $0.decodeTokensPerSecond > 0 } == true)
+        #expect(!state.isBusy)
+
+        try await ask(assistant, "did you feed the cat before you left?", &state)
+        #expect(state.answer == "ham")
+        #expect(state.task == .spam)
+        #expect(state.usage?.cachedTokens == 0)
+
+        // The task is attached already.
+        try await ask(assistant, "Txt GAME to 80555 for the hottest ringtones, only 150p per week", &state)
+        #expect(state.answer == "spam")
+        #expect(state.swap == nil)
+        #expect(state.task == .spam)
+
+        let report = try await assistant.diagnostics(last: state.usage)
+        #expect(report.contains("calora \(Engine.version)"))
+        #expect(report.contains("bf16"))
+        #expect(report.contains("task: spam"))
+        #expect(report.contains("tok/s"))
+        #expect(!report.contains("ringtones") && !report.contains("cat"))
+    }
+
+    @Test func anUnknownRequestIsNotAnswered() async throws {
+        let engine = try await Models.engine()
+        let assistant = try await Assistant(engine: engine, adapters: Models.adapters, router: FixedRouter(task: nil))
+        var state = AssistantState()
+        try await ask(assistant, "sing", &state)
+        #expect(state.route == Route(task: nil, confidence: 0.3))
+        #expect(state.answer.contains("don't know"))
+        #expect(state.usage == nil)
+        #expect(try engine.statistics().tokens == 0)
+    }
+
+    @Test func stoppingStopsTheEngine() async throws {
+        let engine = try await Models.engine()
+        let assistant = try await Assistant(engine: engine, adapters: Models.adapters, router: FixedRouter(task: .cleanQuestion))
+        let reading = Task {
+            for try await event in assistant.events(for: "What is the longest, uh, I mean the widest river in France?") {
+                if case .text = event { withUnsafeCurrentTask { $0?.cancel() } }
+            }
+        }
+        _ = await reading.result
+        _ = try await engine.memory()
+        let stands = try engine.statistics().tokens
+        try await Task.sleep(for: .milliseconds(200))
+        #expect(try engine.statistics().tokens == stands)
+    }
+
+    @Test func problemsAreShownAndCancellationIsNone() {
+        var state = AssistantState()
+        state.begin()
+        #expect(state.isBusy)
+        state.end(EngineError.busy)
+        #expect(state.problem == EngineError.busy.errorDescription)
+        #expect(!state.isBusy)
+        state.begin()
+        #expect(state.problem == nil)
+        state.end(CancellationError())
+        #expect(state.problem == nil)
+    }
+
+    @Test func minimalRunsEveryTask() async throws {
+        let shown = Collected<String>()
+        try await minimal(
+            model: Models.base, tasks: [Models.adapter("spam"), Models.adapter("intent")],
+            prompt: "wake me with some quiet piano music"
+        ) { shown.append($0) }
+        #expect(shown.all.joined().hasSuffix("[intent] PlayMusic"))
+        #expect(shown.all.joined().contains("[spam] ham"))
+    }
+
+    private func ask(_ assistant: Assistant, _ request: String, _ state: inout AssistantState) async throws {
+        state.begin()
+        for try await event in assistant.events(for: request) { state.apply(event) }
+        state.end()
+    }
+}
