@@ -1,0 +1,82 @@
+package dev.calora
+
+import java.io.File
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.withContext
+
+/** One engine's adapters: found in folders, opened, made resident, and let go. */
+public class AdapterLibrary internal constructor(private val engine: dev.calora.ffi.Engine) {
+    /**
+     * Lists the task files (`.safetensors`) and PEFT folders that lie in a folder, by name. Only headers are read; whether
+     * one fits this engine's model is found by [open].
+     *
+     * @throws EngineException.FileNotFound where there is no such folder
+     */
+    public suspend fun scan(directory: File): AdapterScan =
+        withContext(Dispatchers.IO) {
+            val files =
+                directory.listFiles()
+                    ?: throw EngineException.FileNotFound(directory.path, "it is not a folder that can be read")
+            val adapters = mutableListOf<AdapterInfo>()
+            val refused = mutableMapOf<File, EngineException>()
+            for (file in files.filter(::mayBeAdapter).sorted()) {
+                try {
+                    adapters += inspect(file)
+                } catch (e: EngineException) {
+                    refused[file] = e
+                }
+            }
+            AdapterScan(adapters, refused)
+        }
+
+    /**
+     * Maps a task file or PEFT folder and checks that it belongs to this model. Its tensors stay in the file until they
+     * are used.
+     *
+     * @throws EngineException.FileNotFound where there is none
+     * @throws EngineException.InvalidFile if it is damaged or no adapter
+     * @throws EngineException.Unsupported if it needs something that would not be computed
+     * @throws EngineException.AdapterMismatch if it was made for another base, or its shapes are another model's
+     * @throws EngineException.AdapterTouchesNothing if it would change nothing
+     * @throws EngineException.Closed after [Engine.close]
+     */
+    public suspend fun open(file: File): TaskAdapter = native { TaskAdapter(engine.openAdapter(file.path)) }
+
+    /**
+     * Makes an adapter resident and keeps it so, whatever the budget: attaching it then moves no bytes.
+     *
+     * @throws EngineException.OutOfMemory if there is no room
+     * @throws EngineException.Closed after [Engine.close] or [TaskAdapter.close]
+     */
+    public suspend fun preload(adapter: TaskAdapter): Unit = native { engine.preload(adapter.ffi) }
+
+    /**
+     * Lets go of a resident adapter; it stays where a session uses it.
+     *
+     * @throws EngineException.Closed after [Engine.close] or [TaskAdapter.close]
+     */
+    public suspend fun evict(adapter: TaskAdapter): Unit = native { engine.evict(adapter.ffi) }
+
+    public companion object {
+        /**
+         * Reads the header of a task file or PEFT folder; needs no engine and reads no tensor.
+         *
+         * @throws EngineException.FileNotFound where there is none
+         * @throws EngineException.InvalidFile if it is damaged or no adapter
+         * @throws EngineException.Unsupported if it needs something that would not be computed
+         */
+        public suspend fun inspect(file: File): AdapterInfo =
+            withContext(Dispatchers.IO) { native { dev.calora.ffi.inspectAdapter(file.path).toApi() } }
+
+        private fun mayBeAdapter(file: File) =
+            if (file.isDirectory) File(file, "adapter_config.json").exists() else file.extension == "safetensors"
+    }
+}
+
+/**
+ * What lies in a folder of adapters.
+ *
+ * @property adapters those that can be read
+ * @property refused those that cannot, and why
+ */
+public data class AdapterScan(val adapters: List<AdapterInfo>, val refused: Map<File, EngineException>)

@@ -1,0 +1,177 @@
+package dev.calora
+
+import java.io.File
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.channels.Channel
+import kotlinx.coroutines.coroutineScope
+import kotlinx.coroutines.launch
+import kotlinx.coroutines.withContext
+
+/**
+ * Base weights on a device. Heavy: one for each model, shared by all sessions.
+ *
+ * Everything is computed on one thread of the engine's own; no call blocks the caller's thread, and sessions that answer at
+ * the same time take turns token by token. All members are safe to use from any thread.
+ */
+public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) : AutoCloseable {
+    /** What the model is. */
+    public val modelInfo: ModelInfo = ffi.modelInfo().toApi()
+
+    /** What computes. */
+    public val deviceInfo: DeviceInfo = ffi.deviceInfo().toApi()
+
+    /** Task adapters for this model. */
+    public val adapters: AdapterLibrary = AdapterLibrary(ffi)
+
+    /**
+     * Begins a conversation.
+     *
+     * @param adapter the task; null for the base model as it is
+     * @param instructions what the model is told first; null for what the adapter brings
+     * @param contextSize tokens that the session holds; null for the engine's number
+     * @throws EngineException.InvalidOption if the context size cannot work
+     * @throws EngineException.OutOfMemory if there is no room for cache or adapter
+     * @throws EngineException.Closed after [close] or [TaskAdapter.close]
+     */
+    public suspend fun session(
+        adapter: TaskAdapter? = null,
+        instructions: String? = null,
+        contextSize: Int? = null,
+    ): Session = session(listOfNotNull(adapter?.let(::ScaledAdapter)), instructions, contextSize)
+
+    /**
+     * Begins a conversation with several adapters at once, or with scaled ones; their effects add up.
+     *
+     * @param adapters the adapters
+     * @param instructions what the model is told first; null for what the first adapter brings
+     * @param contextSize tokens that the session holds; null for the engine's number
+     * @throws EngineException.InvalidOption if the context size or a scale cannot work
+     * @throws EngineException.OutOfMemory if there is no room for cache or adapters
+     * @throws EngineException.Closed after [close] or [TaskAdapter.close]
+     */
+    public suspend fun session(
+        adapters: List<ScaledAdapter>,
+        instructions: String? = null,
+        contextSize: Int? = null,
+    ): Session = native {
+        val config = dev.calora.ffi.SessionConfig(adapters.toFfi(), instructions, contextSize?.unsigned("contextSize"))
+        Session(ffi.session(config), adapters.toList())
+    }
+
+    /**
+     * How many tokens a text has.
+     *
+     * @throws EngineException.Closed after [close]
+     */
+    public suspend fun countTokens(text: String): Int =
+        withContext(Dispatchers.Default) { native { ffi.countTokens(text).toInt() } }
+
+    /**
+     * Bytes on the device now.
+     *
+     * @throws EngineException.Closed after [close]
+     */
+    public suspend fun memory(): MemoryUse = native { ffi.memory().toApi() }
+
+    /**
+     * What was computed since the engine was loaded.
+     *
+     * @throws EngineException.Closed after [close]
+     */
+    public fun statistics(): Statistics = native { ffi.statistics().toApi() }
+
+    /**
+     * Frees memory that is not in use.
+     *
+     * @throws EngineException.Closed after [close]
+     */
+    public suspend fun trim(level: MemoryPressure): TrimReport = native { ffi.trim(level.toFfi()).toApi() }
+
+    /**
+     * Stops using the device; returns when it is idle. Requests wait, and go on after [resume]. For apps that leave the
+     * foreground.
+     *
+     * @throws EngineException.Closed after [close]
+     */
+    public suspend fun pause(): Unit = native { ffi.pause() }
+
+    /**
+     * Goes on after [pause].
+     *
+     * @throws EngineException.Closed after [close]
+     */
+    public fun resume(): Unit = native { ffi.resume() }
+
+    /**
+     * Measures speed, memory and what swapping costs. The result is one JSON object, the same as `calora bench --json`
+     * prints. The engine does nothing else meanwhile, and a cancelled caller does not stop it.
+     *
+     * @throws EngineException.InvalidOption if an option cannot work
+     * @throws EngineException.ContextSizeExceeded if prompt and answer do not fit
+     * @throws EngineException.Closed after [close]
+     */
+    public suspend fun benchmark(options: BenchmarkOptions = BenchmarkOptions()): String = native {
+        ffi.benchmark(options.toFfi())
+    }
+
+    /**
+     * Ends all sessions and frees the device's memory once the pass in progress is over. Returns at once; every later call
+     * throws [EngineException.Closed]. Twice is fine.
+     */
+    override fun close(): Unit = ffi.shutDown()
+
+    public companion object {
+        /** calora's version. */
+        public val version: String
+            get() = dev.calora.ffi.version()
+
+        /**
+         * Loads a model. Cancelling stops it; so does an exception of [onProgress], which comes out of this function.
+         *
+         * @param onProgress told of loading, in the caller's context, a few times a second at most and at the end
+         * @throws EngineException.FileNotFound if a file of the model is missing
+         * @throws EngineException.FileUnreadable if a file cannot be read
+         * @throws EngineException.InvalidFile if a file is damaged
+         * @throws EngineException.Unsupported if the model needs something that would not be computed
+         * @throws EngineException.DeviceUnavailable if the wanted device cannot be used
+         * @throws EngineException.OutOfMemory if the weights do not fit
+         * @throws EngineException.InvalidOption if an option cannot work
+         */
+        public suspend fun load(config: EngineConfig, onProgress: (LoadProgress) -> Unit = {}): Engine {
+            var loaded: dev.calora.ffi.Engine? = null
+            try {
+                coroutineScope {
+                    val states = Channel<LoadProgress>(Channel.CONFLATED)
+                    launch { for (state in states) onProgress(state) }
+                    loaded = native { dev.calora.ffi.Engine.load(config.toFfi(), Report(states)) }
+                    states.close()
+                }
+                return Engine(checkNotNull(loaded))
+            } catch (e: Throwable) {
+                // Cancelled, or refused by onProgress, after the last byte.
+                loaded?.shutDown()
+                throw e
+            }
+        }
+
+        /** Whether a model can be loaded with this configuration: headers are read and devices asked, nothing is loaded. */
+        public suspend fun availability(config: EngineConfig): Availability =
+            withContext(Dispatchers.IO) { dev.calora.ffi.availability(config.toFfi()).toApi() }
+
+        /** Whether the model in this folder can be loaded with the default configuration. */
+        public suspend fun availability(model: File): Availability = availability(EngineConfig(model))
+
+        /** How much is logged, to logcat and to the sink; warnings and errors unless told. */
+        public fun setLogLevel(level: LogLevel): Unit = dev.calora.ffi.setLogLevel(level.toFfi())
+
+        /** Where log lines go besides logcat; null to stop. */
+        public fun setLogSink(sink: LogSink?): Unit = dev.calora.ffi.setLogSink(sink?.let(::LogForward))
+    }
+
+    /** Takes progress from the engine's thread to the caller's. */
+    private class Report(private val states: Channel<LoadProgress>) : dev.calora.ffi.LoadProgress {
+        override fun onProgress(state: dev.calora.ffi.LoadState) {
+            states.trySend(state.toApi())
+        }
+    }
+}

@@ -1,0 +1,67 @@
+package dev.calora
+
+import java.io.File
+
+/**
+ * How an engine is loaded; everything but the model has a default.
+ *
+ * @property model the model's folder: `config.json`, `model.safetensors`, `tokenizer.json`
+ * @property device which device computes
+ * @property activations precision of the activations that meet compressed weights
+ * @property contextSize tokens that a session holds; null for the model's own number, at most 4,096
+ * @property threads threads of the CPU device; null for one a core
+ * @property adapterBudgetBytes bytes of adapters that stay resident after their last use, the least recently used go first;
+ *   null for 64 MiB
+ */
+public data class EngineConfig(
+    val model: File,
+    val device: DeviceChoice = DeviceChoice.AUTO,
+    val activations: Activations = Activations.AUTO,
+    val contextSize: Int? = null,
+    val threads: Int? = null,
+    val adapterBudgetBytes: Long? = null,
+)
+
+/** Which device computes. */
+public enum class DeviceChoice {
+    /** The GPU where there is a real one, else the CPU. */
+    AUTO,
+
+    /** A GPU, even a software one. */
+    GPU,
+
+    /** The CPU. */
+    CPU,
+}
+
+/** Precision of the activations that meet compressed weights. */
+public enum class Activations {
+    /** Int8 where weights are compressed, else float32. */
+    AUTO,
+
+    /** Float32: the reference mode. */
+    F32,
+
+    /** Int8: the fast mode. */
+    INT8,
+}
+
+internal fun EngineConfig.toFfi() =
+    dev.calora.ffi.EngineConfig(
+        model = model.path,
+        device =
+            when (device) {
+                DeviceChoice.AUTO -> dev.calora.ffi.DeviceChoice.AUTO
+                DeviceChoice.GPU -> dev.calora.ffi.DeviceChoice.GPU
+                DeviceChoice.CPU -> dev.calora.ffi.DeviceChoice.CPU
+            },
+        activations =
+            when (activations) {
+                Activations.AUTO -> dev.calora.ffi.Activations.AUTO
+                Activations.F32 -> dev.calora.ffi.Activations.F32
+                Activations.INT8 -> dev.calora.ffi.Activations.INT8
+            },
+        contextSize = contextSize?.unsigned("contextSize"),
+        threads = threads?.unsigned("threads"),
+        adapterBudgetBytes = adapterBudgetBytes?.unsigned("adapterBudgetBytes"),
+    )

@@ -1,0 +1,50 @@
+package dev.calora
+
+/**
+ * Bytes that the engine holds on its device.
+ *
+ * @property weightBytes base weights; on the CPU these are mapped pages, which the system may drop and read again
+ * @property cacheBytes KV caches of all sessions
+ * @property adapterBytes resident adapters
+ * @property scratchBytes working memory
+ */
+public data class MemoryUse(
+    val weightBytes: Long,
+    val cacheBytes: Long,
+    val adapterBytes: Long,
+    val scratchBytes: Long,
+) {
+    /** All of it. */
+    public val totalBytes: Long
+        get() = weightBytes + cacheBytes + adapterBytes + scratchBytes
+}
+
+/** How urgently memory is wanted. */
+public enum class MemoryPressure {
+    /** Adapters that no session uses go. */
+    MODERATE,
+
+    /** KV caches of idle sessions go too; their next response computes the conversation anew. */
+    CRITICAL,
+}
+
+/**
+ * What [Engine.trim] freed.
+ *
+ * @property freedBytes bytes freed on the device
+ * @property evictedAdapters adapters that are no longer resident
+ * @property droppedCaches sessions whose cache was dropped
+ */
+public data class TrimReport(val freedBytes: Long, val evictedAdapters: Int, val droppedCaches: Int)
+
+internal fun dev.calora.ffi.MemoryUse.toApi() =
+    MemoryUse(weightBytes.toLong(), cacheBytes.toLong(), adapterBytes.toLong(), scratchBytes.toLong())
+
+internal fun dev.calora.ffi.TrimReport.toApi() =
+    TrimReport(freedBytes.toLong(), evictedAdapters.toInt(), droppedCaches.toInt())
+
+internal fun MemoryPressure.toFfi() =
+    when (this) {
+        MemoryPressure.MODERATE -> dev.calora.ffi.MemoryPressure.MODERATE
+        MemoryPressure.CRITICAL -> dev.calora.ffi.MemoryPressure.CRITICAL
+    }
