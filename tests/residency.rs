@@ -30,7 +30,7 @@ fn session(engine: &Engine) -> Session {
     engine.session(options).unwrap()
 }
 
-/// How many adapters are on the device; the shipped ones differ in bytes by less than a hundredth.
+/// How many adapters are on the device; those of peft differ in bytes by less than a hundredth.
 fn resident(engine: &Engine, one: u64) -> u64 {
     (engine.memory().tails + one / 2) / one
 }
@@ -38,7 +38,7 @@ fn resident(engine: &Engine, one: u64) -> u64 {
 #[test]
 fn the_least_recently_used_goes_first_and_one_in_use_never() {
     let engine = engine(2.5);
-    let [a, b, c, d] = ["intent", "spam", "sentiment", "novelist"].map(|name| open(&engine, name));
+    let [a, b, c, d] = ["intent", "spam", "clean-question", "novelist"].map(|name| open(&engine, name));
     let use_once = |adapter: &BoundAdapter| drop(engine.resident(&[(adapter.clone(), 1.0)]).unwrap());
 
     use_once(&a);
