@@ -52,6 +52,18 @@ struct FirstWordRouter: Router {
         #expect(!report.contains("ringtones") && !report.contains("cat"))
     }
 
+    /// The whole of it: the shipped router, the shipped tasks.
+    @Test func theShippedAssistant() async throws {
+        let assistant = try await Assistant(engine: try await Models.engine(), adapters: Models.adapters)
+        var state = AssistantState()
+        try await ask(assistant, "what will the weather be in Lisbon on Friday", &state)
+        #expect((state.route?.task, state.answer) == (.intent, "GetWeather"))
+        try await ask(assistant, "What is the longest, uh, I mean the widest river in France?", &state)
+        #expect((state.route?.task, state.answer) == (.cleanQuestion, "What is the widest river in France?"))
+        try await ask(assistant, "a warm , funny and deeply moving film", &state)
+        #expect((state.route?.task, state.answer) == (.sentiment, "positive"))
+    }
+
     @Test func anUnknownRequestIsNotAnswered() async throws {
         let engine = try await Models.engine()
         let assistant = try await Assistant(engine: engine, adapters: Models.adapters, router: FixedRouter(task: nil))

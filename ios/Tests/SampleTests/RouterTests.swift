@@ -41,8 +41,7 @@ struct WordScorer: Scorer {
     }
 
     /// The adapter that ships, on the requests it is there for.
-    @Test(.enabled(if: FileManager.default.fileExists(atPath: Models.adapter("router").path)))
-    func theShippedRouter() async throws {
+    @Test func theShippedRouter() async throws {
         let engine = try await Models.engine()
         let adapter = try await engine.adapters.open(Models.adapter("router"))
         let router = ClassifyingRouter(SessionScorer(try await engine.session(adapter: adapter)))
