@@ -31,7 +31,7 @@ fun interface Scorer {
 class ClassifyingRouter(
     private val scorer: Scorer,
     private val tasks: List<Task> = TASKS,
-    private val threshold: Double = 0.6,
+    private val threshold: Double = 0.75,
 ) : Router {
     override suspend fun route(request: String): Route {
         val choices = scorer.score(request, tasks.map { it.label })

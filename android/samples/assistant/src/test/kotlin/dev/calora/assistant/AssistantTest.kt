@@ -68,6 +68,52 @@ class AssistantTest {
     }
 
     @Test
+    fun `the shipped router finds the task of the shipped examples`() = assistantTest { assistant ->
+        val requests =
+            mapOf(
+                "intent" to
+                    listOf(
+                        "wake me with some quiet piano music",
+                        "what will the weather be in Lisbon on Friday",
+                        "get us a table for five somewhere with good noodles",
+                    ),
+                "spam" to
+                    listOf(
+                        "Running ten minutes late, order me a tea please",
+                        "CONGRATULATIONS! You have WON a free holiday. Call 09061 555 0100 now to claim your prize",
+                        "Txt GAME to 80555 for the hottest ringtones, only 150p per week",
+                    ),
+                "clean-question" to
+                    listOf(
+                        "When did the queen no wait the king leave the city?",
+                        "What is the longest, uh, I mean the widest river in France?",
+                        "Who wrote the song or rather who sang the song first?",
+                    ),
+                "sentiment" to
+                    listOf(
+                        "a warm , funny and deeply moving film",
+                        "dull , predictable and far too long",
+                        "there is nothing here to laugh at , and nothing to care about",
+                    ),
+            )
+        for ((task, texts) in requests) {
+            for (text in texts) {
+                assistant.ask(text)
+                val route = assistant.state.value.route
+                assertIs<Route.To>(route, "$text: $route")
+                assertEquals(task, route.task.adapter, text)
+                assertEquals(route.task, assistant.state.value.task)
+                assertTrue(assistant.state.value.answer.isNotBlank())
+            }
+        }
+        // What is like none of the four.
+        for (text in listOf("bonjour", "is it good?")) {
+            assistant.ask(text)
+            assertIs<Route.Unknown>(assistant.state.value.route, text)
+        }
+    }
+
+    @Test
     fun `what the router does not know is asked back`() =
         assistantTest(Always(Route.Unknown(spam, 0.4))) { assistant ->
             val before = assistant.engine.statistics().tokens
