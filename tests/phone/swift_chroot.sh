@@ -13,7 +13,8 @@ repo=$PWD
 root=$repo/target/phone/swift
 
 in_root() {
-    unshare --mount --propagation private bash -c '
+    # A process namespace too: what a command leaves running ends with it.
+    unshare --mount --propagation private --pid --fork --kill-child bash -c '
         root=$1; repo=$2; shift 2
         mount -t proc proc "$root/proc"
         mount --rbind /dev "$root/dev"
@@ -21,7 +22,7 @@ in_root() {
         mount --bind "$repo" "$root/repo"
         mount -o remount,bind,ro "$root/repo"
         exec chroot "$root" /usr/bin/env -i PATH=/usr/bin:/bin:/usr/sbin:/sbin HOME=/root LC_ALL=C.UTF-8 "$@"
-    ' _ "$root" "$repo" "$@"
+    ' _ "$root" "$repo" "$@" 9>&-
 }
 
 skip() { printf 'swift_chroot.sh: %s\n' "$@" >&2; exit 3; }

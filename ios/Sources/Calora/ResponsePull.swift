@@ -1,6 +1,6 @@
 internal import CaloraBindings
 
-/// One response being read: the only owner of the engine's stream. When it goes, the response is cancelled.
+/// One response being read: the only owner of the engine's stream, which cancels when it goes.
 final class ResponsePull: Sendable {
     private enum State {
         case waiting(ResponseStream)
@@ -15,10 +15,6 @@ final class ResponsePull: Sendable {
     init(_ stream: ResponseStream) {
         session = stream.session
         state = Locked(.waiting(stream))
-    }
-
-    deinit {
-        cancel()
     }
 
     func next() async throws -> ResponseChunk? {
