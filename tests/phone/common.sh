@@ -28,7 +28,8 @@ rust_targets() {
     "$here/rust_targets.sh" "$@" || status=$?
     if [ $status = 3 ]; then
         echo
-        echo "SKIPPED: $(basename "$0"): no Rust standard library for $*; above is what to pin"
+        echo "SKIPPED: $(basename "$0"): no standard library of Rust $(rustc --version | cut -d' ' -f2) for $* in Debian;" \
+            "pin a version that is listed above in rust-toolchain.toml"
         exit 0
     fi
     [ $status = 0 ] || exit "$status"
