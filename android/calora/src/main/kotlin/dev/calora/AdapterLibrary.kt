@@ -40,7 +40,8 @@ public class AdapterLibrary internal constructor(private val engine: dev.calora.
      * @throws EngineException.AdapterTouchesNothing if it would change nothing
      * @throws EngineException.Closed after [Engine.close]
      */
-    public suspend fun open(file: File): TaskAdapter = native { TaskAdapter(engine.openAdapter(file.path)) }
+    public suspend fun open(file: File): TaskAdapter =
+        TaskAdapter(awaitNative({ it.destroy() }) { engine.openAdapter(file.path) })
 
     /**
      * Makes an adapter resident and keeps it so, whatever the budget: attaching it then moves no bytes.
@@ -48,14 +49,14 @@ public class AdapterLibrary internal constructor(private val engine: dev.calora.
      * @throws EngineException.OutOfMemory if there is no room
      * @throws EngineException.Closed after [Engine.close] or [TaskAdapter.close]
      */
-    public suspend fun preload(adapter: TaskAdapter): Unit = native { engine.preload(adapter.ffi) }
+    public suspend fun preload(adapter: TaskAdapter): Unit = awaitNative { engine.preload(adapter.ffi) }
 
     /**
      * Lets go of a resident adapter; it stays where a session uses it.
      *
      * @throws EngineException.Closed after [Engine.close] or [TaskAdapter.close]
      */
-    public suspend fun evict(adapter: TaskAdapter): Unit = native { engine.evict(adapter.ffi) }
+    public suspend fun evict(adapter: TaskAdapter): Unit = awaitNative { engine.evict(adapter.ffi) }
 
     public companion object {
         /**

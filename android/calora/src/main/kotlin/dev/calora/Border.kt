@@ -2,7 +2,13 @@ package dev.calora
 
 import dev.calora.ffi.EngineException as FfiException
 import dev.calora.ffi.InternalException
+import kotlin.coroutines.resumeWithException
 import kotlinx.coroutines.CancellationException
+import kotlinx.coroutines.CoroutineScope
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.SupervisorJob
+import kotlinx.coroutines.launch
+import kotlinx.coroutines.suspendCancellableCoroutine
 
 /** Runs a call into Rust; what it throws comes out as this package's exceptions. */
 internal inline fun <T> native(call: () -> T): T =
@@ -13,6 +19,24 @@ internal inline fun <T> native(call: () -> T): T =
     } catch (e: InternalException) {
         // A panic in Rust.
         throw EngineException.Internal(e.message ?: "unknown")
+    }
+
+/** Calls under way, also those whose caller is gone. They resume here and not on the engine's thread, which must not wait. */
+private val calls = CoroutineScope(SupervisorJob() + Dispatchers.Default)
+
+/**
+ * Awaits a call into Rust. uniffi's futures leak a result that has come and is not fetched any more, so a call always runs
+ * to its end; what a cancelled caller does not want is handed to [drop].
+ */
+internal suspend fun <T> awaitNative(drop: (T) -> Unit = {}, call: suspend () -> T): T =
+    suspendCancellableCoroutine { caller ->
+        calls.launch {
+            try {
+                caller.resume(native { call() }) { _, unwanted, _ -> drop(unwanted) }
+            } catch (e: Throwable) {
+                caller.resumeWithException(e)
+            }
+        }
     }
 
 internal fun FfiException.translated(): Exception {

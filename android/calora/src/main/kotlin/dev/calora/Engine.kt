@@ -2,8 +2,10 @@ package dev.calora
 
 import java.io.File
 import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.Job
 import kotlinx.coroutines.channels.Channel
 import kotlinx.coroutines.coroutineScope
+import kotlinx.coroutines.job
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.withContext
 
@@ -53,9 +55,9 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
         adapters: List<ScaledAdapter>,
         instructions: String? = null,
         contextSize: Int? = null,
-    ): Session = native {
+    ): Session {
         val config = dev.calora.ffi.SessionConfig(adapters.toFfi(), instructions, contextSize?.unsigned("contextSize"))
-        Session(ffi.session(config), adapters.toList())
+        return Session(awaitNative({ it.destroy() }) { ffi.session(config) }, adapters.toList())
     }
 
     /**
@@ -71,7 +73,7 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
      *
      * @throws EngineException.Closed after [close]
      */
-    public suspend fun memory(): MemoryUse = native { ffi.memory().toApi() }
+    public suspend fun memory(): MemoryUse = awaitNative { ffi.memory().toApi() }
 
     /**
      * What was computed since the engine was loaded.
@@ -85,7 +87,7 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
      *
      * @throws EngineException.Closed after [close]
      */
-    public suspend fun trim(level: MemoryPressure): TrimReport = native { ffi.trim(level.toFfi()).toApi() }
+    public suspend fun trim(level: MemoryPressure): TrimReport = awaitNative { ffi.trim(level.toFfi()).toApi() }
 
     /**
      * Stops using the device; returns when it is idle. Requests wait, and go on after [resume]. For apps that leave the
@@ -93,7 +95,7 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
      *
      * @throws EngineException.Closed after [close]
      */
-    public suspend fun pause(): Unit = native { ffi.pause() }
+    public suspend fun pause(): Unit = awaitNative { ffi.pause() }
 
     /**
      * Goes on after [pause].
@@ -110,7 +112,7 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
      * @throws EngineException.ContextSizeExceeded if prompt and answer do not fit
      * @throws EngineException.Closed after [close]
      */
-    public suspend fun benchmark(options: BenchmarkOptions = BenchmarkOptions()): String = native {
+    public suspend fun benchmark(options: BenchmarkOptions = BenchmarkOptions()): String = awaitNative {
         ffi.benchmark(options.toFfi())
     }
 
@@ -143,7 +145,8 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
                 coroutineScope {
                     val states = Channel<LoadProgress>(Channel.CONFLATED)
                     launch { for (state in states) onProgress(state) }
-                    loaded = native { dev.calora.ffi.Engine.load(config.toFfi(), Report(states)) }
+                    val report = Report(states, coroutineContext.job)
+                    loaded = awaitNative({ it.destroy() }) { dev.calora.ffi.Engine.load(config.toFfi(), report) }
                     states.close()
                 }
                 return Engine(checkNotNull(loaded))
@@ -168,9 +171,11 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
         public fun setLogSink(sink: LogSink?): Unit = dev.calora.ffi.setLogSink(sink?.let(::LogForward))
     }
 
-    /** Takes progress from the engine's thread to the caller's. */
-    private class Report(private val states: Channel<LoadProgress>) : dev.calora.ffi.LoadProgress {
+    /** Takes progress from the engine's thread to the caller's, and stops a load whose caller is gone. */
+    private class Report(private val states: Channel<LoadProgress>, private val caller: Job) :
+        dev.calora.ffi.LoadProgress {
         override fun onProgress(state: dev.calora.ffi.LoadState) {
+            if (!caller.isActive) throw dev.calora.ffi.EngineException.Cancelled()
             states.trySend(state.toApi())
         }
     }

@@ -1,7 +1,5 @@
 package dev.calora
 
-import kotlinx.coroutines.currentCoroutineContext
-import kotlinx.coroutines.ensureActive
 import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.flow
 
@@ -83,7 +81,7 @@ internal constructor(private val ffi: dev.calora.ffi.Session, adapters: List<Sca
      * @throws EngineException.InvalidOption if there is no choice
      * @throws EngineException.Closed after [close] or [Engine.close]
      */
-    public suspend fun classify(prompt: String, choices: List<String>): List<Choice> = native {
+    public suspend fun classify(prompt: String, choices: List<String>): List<Choice> = awaitNative {
         ffi.classify(prompt, choices).map { it.toApi() }
     }
 
@@ -95,7 +93,7 @@ internal constructor(private val ffi: dev.calora.ffi.Session, adapters: List<Sca
      * @throws EngineException.ContextSizeExceeded if it does not fit
      * @throws EngineException.Closed after [close] or [Engine.close]
      */
-    public suspend fun prewarm(promptPrefix: String): Unit = native { ffi.prewarm(promptPrefix) }
+    public suspend fun prewarm(promptPrefix: String): Unit = awaitNative { ffi.prewarm(promptPrefix) }
 
     /**
      * Goes on with another task, or with none. No base weight moves and the conversation stays; the next response computes
@@ -114,7 +112,7 @@ internal constructor(private val ffi: dev.calora.ffi.Session, adapters: List<Sca
      * @throws EngineException what the other [switchTo] throws
      */
     public suspend fun switchTo(adapters: List<ScaledAdapter>) {
-        native { ffi.switchTo(adapters.toFfi()) }
+        awaitNative { ffi.switchTo(adapters.toFfi()) }
         this.adapters = adapters.toList()
     }
 
@@ -124,7 +122,7 @@ internal constructor(private val ffi: dev.calora.ffi.Session, adapters: List<Sca
      * @throws EngineException.Busy while a response is in progress
      * @throws EngineException.Closed after [close] or [Engine.close]
      */
-    public suspend fun reset(): Unit = native { ffi.reset() }
+    public suspend fun reset(): Unit = awaitNative { ffi.reset() }
 
     /**
      * Takes up a conversation that was held elsewhere, [messages] of an earlier session say. Only for models with a chat
@@ -133,7 +131,7 @@ internal constructor(private val ffi: dev.calora.ffi.Session, adapters: List<Sca
      * @throws EngineException.Busy while a response is in progress
      * @throws EngineException.Closed after [close] or [Engine.close]
      */
-    public suspend fun restore(messages: List<Message>): Unit = native { ffi.restore(messages.map { it.toFfi() }) }
+    public suspend fun restore(messages: List<Message>): Unit = awaitNative { ffi.restore(messages.map { it.toFfi() }) }
 
     /** Ends a response in progress and frees the cache; every later request throws [EngineException.Closed]. Twice is fine. */
     override fun close(): Unit = ffi.shutDown()
@@ -143,14 +141,13 @@ internal constructor(private val ffi: dev.calora.ffi.Session, adapters: List<Sca
         try {
             while (true) {
                 val chunk =
-                    try {
-                        stream.next()
-                    } catch (e: dev.calora.ffi.EngineException.Cancelled) {
-                        // Nobody but this flow can cancel the stream, and it has not: its session was closed.
-                        currentCoroutineContext().ensureActive()
-                        throw EngineException.Closed("session")
-                    } catch (e: dev.calora.ffi.EngineException) {
-                        throw e.translated()
+                    awaitNative {
+                        try {
+                            stream.next()
+                        } catch (_: dev.calora.ffi.EngineException.Cancelled) {
+                            // Nobody but this flow cancels the stream, and it still waits: its session was closed.
+                            throw EngineException.Closed("session")
+                        }
                     }
                 emit(chunk?.toApi() ?: break)
             }

@@ -5,9 +5,12 @@ import kotlin.test.assertEquals
 import kotlin.test.assertFalse
 import kotlin.test.assertTrue
 import kotlin.time.Duration.Companion.milliseconds
+import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.async
 import kotlinx.coroutines.awaitAll
 import kotlinx.coroutines.delay
+import kotlinx.coroutines.runBlocking
+import kotlinx.coroutines.withContext
 
 class ConcurrencyTest {
     @Test
@@ -54,6 +57,20 @@ class ConcurrencyTest {
                 }
             }
             assertEquals(undisturbed, text.toString())
+        }
+    }
+
+    @Test
+    fun `a collector may block, whatever its dispatcher`() = engineTest { engine ->
+        engine.session(contextSize = 64).use { session ->
+            withContext(Dispatchers.Unconfined) {
+                session.streamCompletion("The old house", GenerationOptions(maxTokens = 8)).collect {
+                    // On the engine's thread this would wait for itself.
+                    runBlocking { engine.memory() }
+                }
+                thrownBy<EngineException.ContextSizeExceeded> { session.respond("river ".repeat(100)) }
+                assertEquals(4, session.complete("The", GenerationOptions(maxTokens = 4)).usage.outputTokens)
+            }
         }
     }
 

@@ -4,9 +4,11 @@ import java.io.File
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
 import kotlin.time.Duration
+import kotlin.time.Duration.Companion.milliseconds
 import kotlin.time.Duration.Companion.minutes
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.delay
 import kotlinx.coroutines.runBlocking
 import kotlinx.coroutines.withTimeout
 
@@ -42,6 +44,21 @@ internal suspend inline fun <reified E : Throwable> thrownBy(attempt: suspend ()
         throw AssertionError("expected ${E::class.simpleName}, got $e", e)
     }
     throw AssertionError("expected ${E::class.simpleName}, nothing was thrown")
+}
+
+/** Engine threads of this process; null where the system does not tell. */
+internal fun engineThreads(): Int? =
+    File("/proc/self/task").listFiles()?.count { task ->
+        runCatching { File(task, "comm").readText().trim() }.getOrNull() == "calora-engine"
+    }
+
+/** Waits until every engine of this process has ended; fails where one stays. */
+internal suspend fun awaitNoEngine() {
+    repeat(50) {
+        if ((engineThreads() ?: 0) == 0) return
+        delay(100.milliseconds)
+    }
+    throw AssertionError("${engineThreads()} engines are left")
 }
 
 /** Copies a folder with one file of it changed. */

@@ -9,6 +9,8 @@ import java.nio.file.Files
 import java.nio.file.StandardCopyOption
 import java.security.MessageDigest
 import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.awaitCancellation
+import kotlinx.coroutines.coroutineScope
 import kotlinx.coroutines.currentCoroutineContext
 import kotlinx.coroutines.ensureActive
 import kotlinx.coroutines.flow.Flow
@@ -16,6 +18,7 @@ import kotlinx.coroutines.flow.FlowCollector
 import kotlinx.coroutines.flow.conflate
 import kotlinx.coroutines.flow.flow
 import kotlinx.coroutines.flow.flowOn
+import kotlinx.coroutines.launch
 
 /** How far a download is; [totalBytes] is null where the server does not say. */
 data class DownloadProgress(val receivedBytes: Long, val totalBytes: Long?)
@@ -57,34 +60,51 @@ class Download(private val url: URL, private val target: File, sha256: String) {
             .conflate()
             .flowOn(Dispatchers.IO)
 
-    private suspend fun FlowCollector<DownloadProgress>.receive() {
-        val kept = if (version.exists()) part.length() else 0
+    private suspend fun FlowCollector<DownloadProgress>.receive() = coroutineScope {
         val connection = url.openConnection() as HttpURLConnection
+        // A read that waits for the server knows nothing of cancelling; a closed connection ends it.
+        val closing = launch {
+            try {
+                awaitCancellation()
+            } finally {
+                connection.disconnect()
+            }
+        }
         try {
-            // A compressed answer would have other byte positions.
-            connection.setRequestProperty("Accept-Encoding", "identity")
-            if (kept > 0) {
-                connection.setRequestProperty("Range", "bytes=$kept-")
-                connection.setRequestProperty("If-Range", version.readText())
-            }
-            val start =
-                when (val status = connection.responseCode) {
-                    HttpURLConnection.HTTP_OK -> 0
-                    HttpURLConnection.HTTP_PARTIAL -> kept
-                    // Nothing is left to send: the checksum decides.
-                    RANGE_NOT_SATISFIABLE -> return
-                    else -> throw DownloadException.Refused(status)
-                }
-            if (start == 0L) remember(connection.getHeaderField("ETag"))
-            val total = connection.contentLengthLong.takeIf { it >= 0 }?.plus(start)
-            RandomAccessFile(part, "rw").use { file ->
-                file.setLength(start)
-                file.seek(start)
-                copy(connection, file, total)
-                file.fd.sync()
-            }
+            receiveFrom(connection)
+        } catch (e: IOException) {
+            ensureActive()
+            throw e
         } finally {
-            connection.disconnect()
+            closing.cancel()
+        }
+    }
+
+    private suspend fun FlowCollector<DownloadProgress>.receiveFrom(connection: HttpURLConnection) {
+        val kept = if (version.exists()) part.length() else 0
+        connection.connectTimeout = TIMEOUT
+        connection.readTimeout = TIMEOUT
+        // A compressed answer would have other byte positions.
+        connection.setRequestProperty("Accept-Encoding", "identity")
+        if (kept > 0) {
+            connection.setRequestProperty("Range", "bytes=$kept-")
+            connection.setRequestProperty("If-Range", version.readText())
+        }
+        val start =
+            when (val status = connection.responseCode) {
+                HttpURLConnection.HTTP_OK -> 0
+                HttpURLConnection.HTTP_PARTIAL -> kept
+                // Nothing is left to send: the checksum decides.
+                RANGE_NOT_SATISFIABLE -> return
+                else -> throw DownloadException.Refused(status)
+            }
+        if (start == 0L) remember(connection.getHeaderField("ETag"))
+        val total = connection.contentLengthLong.takeIf { it >= 0 }?.plus(start)
+        RandomAccessFile(part, "rw").use { file ->
+            file.setLength(start)
+            file.seek(start)
+            copy(connection, file, total)
+            file.fd.sync()
         }
     }
 
@@ -127,6 +147,7 @@ class Download(private val url: URL, private val target: File, sha256: String) {
 
     private companion object {
         const val RANGE_NOT_SATISFIABLE = 416
+        const val TIMEOUT = 30_000
 
         fun hashOf(file: File): String {
             val digest = MessageDigest.getInstance("SHA-256")
