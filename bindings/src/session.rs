@@ -19,6 +19,13 @@ struct Snapshot {
     run: Option<Weak<Run>>,
 }
 
+impl Snapshot {
+    /// The response in progress.
+    fn running(&self) -> Option<Arc<Run>> {
+        self.run.as_ref().and_then(Weak::upgrade).filter(|run| !run.is_over())
+    }
+}
+
 /// A session's two halves: the engine's, which only the engine thread touches, and the snapshot.
 pub(crate) struct Cell {
     pub(crate) core: Arc<Core>,
@@ -64,13 +71,9 @@ impl Cell {
         self.core.check()
     }
 
-    fn running(&self) -> Option<Arc<Run>> {
-        self.snapshot().run.as_ref().and_then(Weak::upgrade).filter(|run| !run.is_over())
-    }
-
     /// Whether a response is in progress.
     pub(crate) fn is_responding(&self) -> bool {
-        self.running().is_some()
+        self.snapshot().running().is_some()
     }
 
     /// Ends the response in progress and frees the cache.
@@ -78,7 +81,8 @@ impl Cell {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
         }
-        if let Some(run) = self.running() {
+        let running = self.snapshot().running();
+        if let Some(run) = running {
             run.cancel();
         }
         let cell = self.clone();
@@ -217,8 +221,7 @@ impl Session {
     fn start(&self, prompt: Prompt, options: GenerationOptions) -> Result<Arc<ResponseStream>> {
         self.cell.check()?;
         let mut snapshot = self.cell.snapshot();
-        let running = snapshot.run.as_ref().and_then(Weak::upgrade);
-        if running.is_some_and(|run| !run.is_over()) {
+        if snapshot.running().is_some() {
             return Err(EngineError::Busy);
         }
         let run = Arc::new(Run::new(self.cell.clone(), prompt, options));

@@ -37,6 +37,8 @@ pub(crate) struct Run {
     cell: Arc<Cell>,
     phase: Mutex<Phase>,
     cancelled: AtomicBool,
+    /// Whether nothing more is computed; chunks may still wait for the app.
+    over: AtomicBool,
     /// Whether a job for this response is queued or running.
     scheduled: Mutex<bool>,
     chunks: Sender<Result<ResponseChunk>>,
@@ -47,16 +49,25 @@ impl Run {
     pub(crate) fn new(cell: Arc<Cell>, prompt: Prompt, options: GenerationOptions) -> Self {
         let (chunks, pulled) = async_channel::bounded(AHEAD);
         let phase = Mutex::new(Phase::Waiting { prompt, options });
-        Self { cell, phase, cancelled: AtomicBool::new(false), scheduled: Mutex::new(false), chunks, pulled }
+        let (cancelled, over) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { cell, phase, cancelled, over, scheduled: Mutex::new(false), chunks, pulled }
     }
 
     /// Whether the session is free for another request.
     pub(crate) fn is_over(&self) -> bool {
-        self.cancelled.load(Ordering::Acquire) || self.chunks.is_closed()
+        self.cancelled.load(Ordering::Acquire) || self.over.load(Ordering::Acquire)
+    }
+
+    /// The last thing the app gets. Over before it is sent: who has it may ask again at once.
+    fn end(&self, last: Result<ResponseChunk>) {
+        self.over.store(true, Ordering::Release);
+        // There is room: a job is only queued while there is.
+        let _ = self.chunks.try_send(last);
+        self.chunks.close();
     }
 
     pub(crate) fn cancel(self: &Arc<Self>) {
-        if self.chunks.is_closed() || self.cancelled.swap(true, Ordering::AcqRel) {
+        if self.over.load(Ordering::Acquire) || self.cancelled.swap(true, Ordering::AcqRel) {
             return;
         }
         // Wakes a pull that waits.
@@ -79,9 +90,7 @@ impl Run {
     fn post(self: &Arc<Self>) {
         let run = self.clone();
         if !self.cell.core.worker.post(move || run.advance()) {
-            // The engine is closed; whoever pulls is told.
-            let _ = self.chunks.try_send(Err(EngineError::closed("engine")));
-            self.chunks.close();
+            self.end(Err(EngineError::closed("engine")));
         }
     }
 
@@ -95,15 +104,10 @@ impl Run {
                 drop(scheduled);
                 self.post();
             }
-            Ok(true) => *scheduled = false,
-            Ok(false) => {
-                *scheduled = false;
-                self.chunks.close();
-            }
+            Ok(_) => *scheduled = false,
             Err(error) => {
                 *scheduled = false;
-                let _ = self.chunks.try_send(Err(error));
-                self.chunks.close();
+                self.end(Err(error));
             }
         }
     }
@@ -144,14 +148,14 @@ impl Run {
                 return Err(error.into());
             }
         };
-        let last = chunk.finish_reason.is_some();
-        if last {
-            *phase = Phase::Over;
-            self.cell.refresh(session);
+        if chunk.finish_reason.is_none() {
+            let _ = self.chunks.try_send(Ok(chunk.into()));
+            return Ok(true);
         }
-        // There is room: a job is only queued while there is.
-        let _ = self.chunks.try_send(Ok(chunk.into()));
-        Ok(!last)
+        *phase = Phase::Over;
+        self.cell.refresh(session);
+        self.end(Ok(chunk.into()));
+        Ok(false)
     }
 }
 
@@ -178,7 +182,7 @@ impl ResponseStream {
             return Err(EngineError::Cancelled);
         }
         // With chunks waiting, the device is ahead already; a full queue must not grow.
-        if !run.chunks.is_closed() && run.chunks.is_empty() {
+        if run.chunks.is_empty() && !run.is_over() {
             run.schedule();
         }
         let received = run.pulled.recv().await;
@@ -187,7 +191,7 @@ impl ResponseStream {
         }
         match received {
             Ok(chunk) => {
-                if !run.chunks.is_closed() {
+                if !run.is_over() {
                     run.schedule(); // there is room again
                 }
                 chunk.map(Some)
