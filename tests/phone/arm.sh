@@ -22,8 +22,6 @@ mkdir -p "$crate/src"
     printf '[workspace]\n[[test]]\nname = "cpu_device"\npath = "%s/tests/cpu_device.rs"\n' "$root"
     awk '/^\[/ { on = $0 == "[dependencies]" } on && !/^(wgpu|tokenizers|minijinja|minijinja-contrib|pollster) /' \
         "$root/Cargo.toml"
-    # What the engine uses and gets through wgpu's dependencies.
-    printf '[features]\ndefault = ["bytemuck/extern_crate_alloc"]\n'
     # As the workspace's profile, but of the dependencies only the one that every weight goes through is optimised.
     printf '[profile.dev]\nopt-level = 2\ndebug = false\n'
     printf '[profile.dev.package."*"]\nopt-level = 0\n[profile.dev.package.half]\nopt-level = 2\n'
