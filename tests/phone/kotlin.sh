@@ -39,4 +39,5 @@ reports=$(find "$out" -path '*/surefire-reports/*.txt' | sort)
 # shellcheck disable=SC2086 # one word a file
 awk -F'[:,]' '/^Tests run/ { run += $2; failures += $4; errors += $6; skipped += $8 }
     END { printf "\nTests run: %d, Failures: %d, Errors: %d, Skipped: %d\n", run, failures, errors, skipped
-          exit !(run > skipped && failures + errors == 0) }' ${reports:-/dev/null} || fail "no test has run, or one has failed"
+          exit !(run > skipped && failures + errors == 0) }' ${reports:-/dev/null} ||
+    fail "no test has run, or one has failed"

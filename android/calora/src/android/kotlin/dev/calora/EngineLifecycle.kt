@@ -8,8 +8,8 @@ import kotlinx.coroutines.CoroutineStart
 import kotlinx.coroutines.launch
 
 /**
- * Pauses an engine while no activity of the app is visible, so that it takes no battery from other apps. Requests wait, and
- * go on when the app is back.
+ * Pauses an engine while no activity of the app is visible, so that it takes no battery from other apps. Requests
+ * wait, and go on when the app is back.
  *
  * ```
  * application.registerActivityLifecycleCallbacks(EngineLifecycle(engine, scope))

@@ -47,7 +47,7 @@ public class EngineMemoryCallbacks(
     }
 
     private companion object {
-        /** `TRIM_MEMORY_RUNNING_CRITICAL`, `_BACKGROUND`, `_MODERATE` and `_COMPLETE`; numbers, because newer SDKs deprecate them. */
+        /** `TRIM_MEMORY_RUNNING_CRITICAL`, `_BACKGROUND`, `_MODERATE`, `_COMPLETE`; newer SDKs deprecate the names. */
         val CRITICAL_LEVELS = setOf(15, 40, 60, 80)
     }
 }

@@ -7,8 +7,8 @@ import kotlinx.coroutines.withContext
 /** One engine's adapters: found in folders, opened, made resident, and let go. */
 public class AdapterLibrary internal constructor(private val engine: dev.calora.ffi.Engine) {
     /**
-     * Lists the task files (`.safetensors`) and PEFT folders that lie in a folder, by name. Only headers are read; whether
-     * one fits this engine's model is found by [open].
+     * Lists the task files (`.safetensors`) and PEFT folders that lie in a folder, by name. Only headers are read;
+     * whether one fits this engine's model is found by [open].
      *
      * @throws EngineException.FileNotFound where there is no such folder
      */

@@ -21,12 +21,14 @@ internal inline fun <T> native(call: () -> T): T =
         throw EngineException.Internal(e.message ?: "unknown")
     }
 
-/** Calls under way, also those whose caller is gone. They resume here and not on the engine's thread, which must not wait. */
+/**
+ * Calls under way, also those whose caller is gone. They resume here, not on the engine's thread, which must not wait.
+ */
 private val calls = CoroutineScope(SupervisorJob() + Dispatchers.Default)
 
 /**
- * Awaits a call into Rust. uniffi's futures leak a result that has come and is not fetched any more, so a call always runs
- * to its end; what a cancelled caller does not want is handed to [drop].
+ * Awaits a call into Rust. uniffi's futures leak a result that has come and is not fetched any more, so a call always
+ * runs to its end; what a cancelled caller does not want is handed to [drop].
  */
 internal suspend fun <T> awaitNative(drop: (T) -> Unit = {}, call: suspend () -> T): T =
     suspendCancellableCoroutine { caller ->

@@ -12,8 +12,8 @@ import kotlinx.coroutines.withContext
 /**
  * Base weights on a device. Heavy: one for each model, shared by all sessions.
  *
- * Everything is computed on one thread of the engine's own; no call blocks the caller's thread, and sessions that answer at
- * the same time take turns token by token. All members are safe to use from any thread.
+ * Everything is computed on one thread of the engine's own; no call blocks the caller's thread, and sessions that
+ * answer at the same time take turns token by token. All members are safe to use from any thread.
  */
 public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) : AutoCloseable {
     /** What the model is. */
@@ -117,8 +117,8 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
     }
 
     /**
-     * Ends all sessions and frees the device's memory once the pass in progress is over. Returns at once; every later call
-     * throws [EngineException.Closed]. Twice is fine.
+     * Ends all sessions and frees the device's memory once the pass in progress is over. Returns at once; every later
+     * call throws [EngineException.Closed]. Twice is fine.
      */
     override fun close(): Unit = ffi.shutDown()
 
@@ -157,7 +157,7 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
             }
         }
 
-        /** Whether a model can be loaded with this configuration: headers are read and devices asked, nothing is loaded. */
+        /** Whether a model can be loaded this way: headers are read and devices asked, nothing is loaded. */
         public suspend fun availability(config: EngineConfig): Availability =
             withContext(Dispatchers.IO) { dev.calora.ffi.availability(config.toFfi()).toApi() }
 

@@ -10,8 +10,8 @@ import java.io.File
  * @property activations precision of the activations that meet compressed weights
  * @property contextSize tokens that a session holds; null for the model's own number, at most 4,096
  * @property threads threads of the CPU device; null for one a core
- * @property adapterBudgetBytes bytes of adapters that stay resident after their last use, the least recently used go first;
- *   null for 64 MiB
+ * @property adapterBudgetBytes bytes of adapters that stay resident after their last use, the least recently used go
+ *   first; null for 64 MiB
  */
 public data class EngineConfig(
     val model: File,

@@ -3,7 +3,7 @@ package dev.calora
 /**
  * What can go wrong, a few cases, each with what a program needs to act. The message says it to a developer.
  *
- * A cancelled coroutine is not among them: it ends with [kotlinx.coroutines.CancellationException], as everywhere in Kotlin.
+ * A cancelled coroutine is not among them: it ends with [kotlinx.coroutines.CancellationException], as everywhere.
  */
 public sealed class EngineException(message: String) : Exception(message) {
     /**
@@ -66,7 +66,7 @@ public sealed class EngineException(message: String) : Exception(message) {
         EngineException("adapter $adapter touches nothing in this model: $reason")
 
     /**
-     * Prompt and conversation do not fit the context: shorten them, [Session.reset], or open a session with a larger one.
+     * Prompt and conversation do not fit the context: shorten them, [Session.reset], or ask for a larger one.
      *
      * @property contextSize tokens that the session can hold
      * @property tokenCount tokens needed, the conversation so far included

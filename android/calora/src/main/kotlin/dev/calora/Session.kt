@@ -45,8 +45,8 @@ internal constructor(private val ffi: dev.calora.ffi.Session, adapters: List<Sca
         streamResponse(prompt, options).toResponse()
 
     /**
-     * Answers a prompt piece by piece. The flow is cold: nothing happens before it is collected, and each collection asks
-     * anew. When its collector stops, for whatever reason, the device stops within one token.
+     * Answers a prompt piece by piece. The flow is cold: nothing happens before it is collected, and each collection
+     * asks anew. When its collector stops, for whatever reason, the device stops within one token.
      *
      * Throws from the flow what [respond] throws.
      */
@@ -86,8 +86,8 @@ internal constructor(private val ffi: dev.calora.ffi.Session, adapters: List<Sca
     }
 
     /**
-     * Computes the beginning of the next prompt ahead of time, so that its answer starts sooner. The conversation stays as
-     * it is.
+     * Computes the beginning of the next prompt ahead of time, so that its answer starts sooner. The conversation stays
+     * as it is.
      *
      * @throws EngineException.Busy while a response is in progress
      * @throws EngineException.ContextSizeExceeded if it does not fit
@@ -96,8 +96,8 @@ internal constructor(private val ffi: dev.calora.ffi.Session, adapters: List<Sca
     public suspend fun prewarm(promptPrefix: String): Unit = awaitNative { ffi.prewarm(promptPrefix) }
 
     /**
-     * Goes on with another task, or with none. No base weight moves and the conversation stays; the next response computes
-     * it anew under the new adapter, which [Usage.cachedTokens] shows.
+     * Goes on with another task, or with none. No base weight moves and the conversation stays; the next response
+     * computes it anew under the new adapter, which [Usage.cachedTokens] shows.
      *
      * @throws EngineException.Busy while a response is in progress
      * @throws EngineException.OutOfMemory if there is no room for the adapter
@@ -125,15 +125,18 @@ internal constructor(private val ffi: dev.calora.ffi.Session, adapters: List<Sca
     public suspend fun reset(): Unit = awaitNative { ffi.reset() }
 
     /**
-     * Takes up a conversation that was held elsewhere, [messages] of an earlier session say. Only for models with a chat
-     * template.
+     * Takes up a conversation that was held elsewhere, [messages] of an earlier session say. Only for models with a
+     * chat template.
      *
      * @throws EngineException.Busy while a response is in progress
      * @throws EngineException.Closed after [close] or [Engine.close]
      */
     public suspend fun restore(messages: List<Message>): Unit = awaitNative { ffi.restore(messages.map { it.toFfi() }) }
 
-    /** Ends a response in progress and frees the cache; every later request throws [EngineException.Closed]. Twice is fine. */
+    /**
+     * Ends a response in progress and frees the cache; every later request throws [EngineException.Closed]. Twice is
+     * fine.
+     */
     override fun close(): Unit = ffi.shutDown()
 
     private fun pull(start: () -> dev.calora.ffi.ResponseStream): Flow<ResponseChunk> = flow {

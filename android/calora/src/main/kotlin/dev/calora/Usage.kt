@@ -7,8 +7,8 @@ import kotlin.time.Duration.Companion.seconds
  * What a response cost.
  *
  * @property promptTokens tokens of the whole prompt, the conversation so far included
- * @property cachedTokens how many of them were in the KV cache already. After a swap of adapters this is 0: the rest is what
- *   the swap cost
+ * @property cachedTokens how many of them were in the KV cache already. After a swap of adapters this is 0: the rest is
+ *   what the swap cost
  * @property outputTokens tokens generated
  * @property timeToFirstToken from the first pull to the first token
  * @property prefillTokensPerSecond prompt tokens computed per second

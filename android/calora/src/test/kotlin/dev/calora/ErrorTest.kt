@@ -99,16 +99,17 @@ class ErrorTest {
 
     @Test
     fun `closing in the middle of an answer ends it as Closed`() = test {
+        val long = GenerationOptions(maxTokens = 300)
         val engine = Engine.load(on())
         val session = engine.session()
         val e =
             thrownBy<EngineException.Closed> {
-                session.streamCompletion("The old house", GenerationOptions(maxTokens = 300)).collect { session.close() }
+                session.streamCompletion("The old house", long).collect { session.close() }
             }
         assertEquals("session", e.what)
         val other = engine.session()
         thrownBy<EngineException.Closed> {
-            other.streamCompletion("The old house", GenerationOptions(maxTokens = 300)).collect { engine.close() }
+            other.streamCompletion("The old house", long).collect { engine.close() }
         }
     }
 
@@ -120,8 +121,8 @@ class ErrorTest {
                 AdapterLibrary.Companion::class, AdapterScan::class, TaskAdapter::class, ScaledAdapter::class,
                 AdapterInfo::class, Session::class, GenerationOptions::class, ResponseChunk::class, Response::class,
                 Usage::class, Choice::class, Message::class, Availability::class, Availability.Available::class,
-                Availability.Unavailable::class, DeviceInfo::class, ModelInfo::class, MemoryUse::class, TrimReport::class,
-                Statistics::class, BenchmarkOptions::class, LogSink::class, EngineException::class,
+                Availability.Unavailable::class, DeviceInfo::class, ModelInfo::class, MemoryUse::class,
+                TrimReport::class, Statistics::class, BenchmarkOptions::class, LogSink::class, EngineException::class,
             )
         val exposed =
             api.flatMap { type ->

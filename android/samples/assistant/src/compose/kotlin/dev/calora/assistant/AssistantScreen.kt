@@ -57,13 +57,15 @@ fun AssistantScreen(
         }
         FlowRow(horizontalArrangement = Arrangement.spacedBy(8.dp)) {
             for (task in tasks) {
-                FilterChip(state.task == task, { ask(request, task) }, { Text(task.title) }, enabled = request.isNotBlank())
+                val choose = { ask(request, task) }
+                FilterChip(state.task == task, choose, { Text(task.title) }, enabled = request.isNotBlank())
             }
         }
-        state.route?.let { Text("routed with ${(it.confidence * 100).toInt()} %", style = MaterialTheme.typography.labelSmall) }
+        val small = MaterialTheme.typography.labelSmall
+        state.route?.let { Text("routed with ${(it.confidence * 100).toInt()} %", style = small) }
         SelectionContainer { Text(state.answer, style = MaterialTheme.typography.bodyLarge) }
         state.problem?.let { Text(it, color = MaterialTheme.colorScheme.error) }
-        Text(state.figures, style = MaterialTheme.typography.labelSmall)
+        Text(state.figures, style = small)
         TextButton(copyDiagnostics) { Text("Copy diagnostics") }
     }
 }

@@ -33,8 +33,11 @@ class AssistantViewModel(application: Application) : AndroidViewModel(applicatio
             try {
                 val models = application.getExternalFilesDir(null) ?: File(application.filesDir, "models")
                 val opened = Assistant.open(models) { mutableLoading.value = Loading(it.fraction) }
-                callbacks = EngineMemoryCallbacks(opened.engine, viewModelScope).also(application::registerComponentCallbacks)
-                lifecycle = EngineLifecycle(opened.engine, viewModelScope).also(application::registerActivityLifecycleCallbacks)
+                callbacks =
+                    EngineMemoryCallbacks(opened.engine, viewModelScope).also(application::registerComponentCallbacks)
+                lifecycle =
+                    EngineLifecycle(opened.engine, viewModelScope)
+                        .also(application::registerActivityLifecycleCallbacks)
                 mutableAssistant.value = opened
             } catch (e: EngineException) {
                 mutableLoading.value = Loading(problem = e.message)

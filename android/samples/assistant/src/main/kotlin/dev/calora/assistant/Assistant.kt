@@ -38,7 +38,8 @@ private constructor(
     private val oneAtATime = Mutex()
 
     /**
-     * Answers a request with a task, or with the one that the router finds. A cancelled caller keeps what was answered so far.
+     * Answers a request with a task, or with the one that the router finds. A cancelled caller keeps what was answered
+     * so far.
      */
     suspend fun ask(request: String, chosen: Task? = null) {
         oneAtATime.withLock {

@@ -33,7 +33,8 @@ data class AssistantState(
         get() =
             listOfNotNull(
                     swap?.let { "swapped in ${it.inWholeMicroseconds} us" },
-                    usage?.let { "%.0f tokens/s, first after %d ms".format(it.decodeTokensPerSecond, it.timeToFirstToken.inWholeMilliseconds) },
+                    usage?.let { "%.0f tokens/s".format(it.decodeTokensPerSecond) },
+                    usage?.let { "first after ${it.timeToFirstToken.inWholeMilliseconds} ms" },
                     memory?.let { "%.1f MB".format(it.totalBytes / 1e6) },
                 )
                 .joinToString(" · ")

@@ -8,9 +8,9 @@ import java.net.URL
 import java.nio.file.Files
 import java.nio.file.StandardCopyOption
 import java.security.MessageDigest
+import kotlin.time.Duration
+import kotlin.time.Duration.Companion.seconds
 import kotlinx.coroutines.Dispatchers
-import kotlinx.coroutines.awaitCancellation
-import kotlinx.coroutines.coroutineScope
 import kotlinx.coroutines.currentCoroutineContext
 import kotlinx.coroutines.ensureActive
 import kotlinx.coroutines.flow.Flow
@@ -18,7 +18,6 @@ import kotlinx.coroutines.flow.FlowCollector
 import kotlinx.coroutines.flow.conflate
 import kotlinx.coroutines.flow.flow
 import kotlinx.coroutines.flow.flowOn
-import kotlinx.coroutines.launch
 
 /** How far a download is; [totalBytes] is null where the server does not say. */
 data class DownloadProgress(val receivedBytes: Long, val totalBytes: Long?)
@@ -37,10 +36,17 @@ sealed class DownloadException(message: String) : IOException(message) {
 }
 
 /**
- * Downloads a file that must have a known SHA-256. What has arrived is kept beside the target, so that the next try goes on
- * there; the target appears whole and verified, or not at all. Collecting starts it, cancelling stops it.
+ * Downloads a file that must have a known SHA-256. What has arrived is kept beside the target, so that the next try
+ * goes on there; the target appears whole and verified, or not at all. Collecting starts it, cancelling stops it.
+ *
+ * @param silence how long the server may say nothing; a cancellation waits that long for it, too
  */
-class Download(private val url: URL, private val target: File, sha256: String) {
+class Download(
+    private val url: URL,
+    private val target: File,
+    sha256: String,
+    private val silence: Duration = 10.seconds,
+) {
     private val expected = sha256.lowercase()
     private val part = File(target.path + ".part")
 
@@ -60,30 +66,19 @@ class Download(private val url: URL, private val target: File, sha256: String) {
             .conflate()
             .flowOn(Dispatchers.IO)
 
-    private suspend fun FlowCollector<DownloadProgress>.receive() = coroutineScope {
+    private suspend fun FlowCollector<DownloadProgress>.receive() {
         val connection = url.openConnection() as HttpURLConnection
-        // A read that waits for the server knows nothing of cancelling; a closed connection ends it.
-        val closing = launch {
-            try {
-                awaitCancellation()
-            } finally {
-                connection.disconnect()
-            }
-        }
         try {
+            connection.connectTimeout = silence.inWholeMilliseconds.toInt()
+            connection.readTimeout = silence.inWholeMilliseconds.toInt()
             receiveFrom(connection)
-        } catch (e: IOException) {
-            ensureActive()
-            throw e
         } finally {
-            closing.cancel()
+            connection.disconnect()
         }
     }
 
     private suspend fun FlowCollector<DownloadProgress>.receiveFrom(connection: HttpURLConnection) {
         val kept = if (version.exists()) part.length() else 0
-        connection.connectTimeout = TIMEOUT
-        connection.readTimeout = TIMEOUT
         // A compressed answer would have other byte positions.
         connection.setRequestProperty("Accept-Encoding", "identity")
         if (kept > 0) {
@@ -125,6 +120,7 @@ class Download(private val url: URL, private val target: File, sha256: String) {
                 }
             }
         } catch (e: IOException) {
+            currentCoroutineContext().ensureActive()
             throw DownloadException.Interrupted(file.filePointer).initCause(e)
         }
         if (total != null && file.filePointer < total) throw DownloadException.Interrupted(file.filePointer)
@@ -147,7 +143,6 @@ class Download(private val url: URL, private val target: File, sha256: String) {
 
     private companion object {
         const val RANGE_NOT_SATISFIABLE = 416
-        const val TIMEOUT = 30_000
 
         fun hashOf(file: File): String {
             val digest = MessageDigest.getInstance("SHA-256")

@@ -54,7 +54,8 @@ class AssistantTest {
             assertNotNull(first.swap)
             assertFalse(first.busy)
             assertTrue(first.usage!!.decodeTokensPerSecond > 0 && first.memory!!.totalBytes > 10_000_000)
-            assertTrue(Regex("""swapped in \d+ us · \d+ tokens/s, first after \d+ ms · \d+.\d MB""").matches(first.figures), first.figures)
+            val figures = Regex("""swapped in \d+ us · \d+ tokens/s · first after \d+ ms · \d+.\d MB""")
+            assertTrue(figures.matches(first.figures), first.figures)
             assertTrue(seen.any { it.busy && it.answer.isNotEmpty() && it.answer != first.answer }, "it came in pieces")
 
             router.route = Route.To(spam, 0.8)

@@ -22,6 +22,12 @@ class MainActivity : Activity() {
         setContentView(view)
         val models = getExternalFilesDir(null) ?: File(filesDir, "models")
         scope.launch {
+            if (intent.getBooleanExtra("benchmark", false)) {
+                view.text = "measuring"
+                benchmark(File(models, "bench"))
+                view.text = "measured"
+                return@launch
+            }
             try {
                 quickStart(models) { view.append(it) }
             } catch (e: EngineException) {

@@ -6,7 +6,8 @@ import java.io.File
 
 /** The README's first lines of Kotlin: one model, two tasks, swapped in a running session. */
 suspend fun quickStart(models: File, show: (String) -> Unit) {
-    Engine.load(EngineConfig(File(models, "base"))) { show("loading: ${(it.fraction * 100).toInt()} %\n") }.use { engine ->
+    val config = EngineConfig(File(models, "base"))
+    Engine.load(config) { show("loading: ${(it.fraction * 100).toInt()} %\n") }.use { engine ->
         val intent = engine.adapters.open(File(models, "adapters/intent"))
         val spam = engine.adapters.open(File(models, "adapters/spam"))
 
