@@ -73,6 +73,8 @@ private let opening = "He had never seen the sea until"
         _ = await reading.result
         #expect(try await eventually { !session.isResponding })
         try await standsStill(engine)
+        // Not because the answer had come to its end.
+        #expect(try engine.statistics().tokens < 300)
     }
 
     /// Cancelling is a transaction: the conversation goes on as if the request had not been.

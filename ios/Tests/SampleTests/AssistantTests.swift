@@ -43,6 +43,9 @@ struct FirstWordRouter: Router {
         #expect(state.answer == "spam")
         #expect(state.swap == nil)
         #expect(state.task == .spam)
+        // Every request stands for itself: the prompt is this one, with what opens two turns.
+        let asked = try engine.countTokens("Txt GAME to 80555 for the hottest ringtones, only 150p per week")
+        #expect(state.usage.map { $0.promptTokens <= asked + 4 } == true)
 
         let report = try await assistant.diagnostics(last: state.usage)
         #expect(report.contains("calora \(Engine.version)"))
@@ -76,11 +79,19 @@ struct FirstWordRouter: Router {
     }
 
     @Test func stoppingStopsTheEngine() async throws {
+        let request = "How many people work in no sorry live in the capital of the country with the longest river?"
+        let whole = try await tokens(request, stopping: false)
+        #expect(try await tokens(request, stopping: true) < whole)
+    }
+
+    /// Tokens that a new engine computes for a request, of which the reader wants all or the first piece.
+    private func tokens(_ request: String, stopping: Bool) async throws -> Int {
         let engine = try await Models.engine()
-        let assistant = try await Assistant(engine: engine, adapters: Models.adapters, router: FixedRouter(task: .cleanQuestion))
+        let router = FixedRouter(task: .cleanQuestion)
+        let assistant = try await Assistant(engine: engine, adapters: Models.adapters, router: router)
         let reading = Task {
-            for try await event in assistant.events(for: "What is the longest, uh, I mean the widest river in France?") {
-                if case .text = event { withUnsafeCurrentTask { $0?.cancel() } }
+            for try await event in assistant.events(for: request) {
+                if stopping, case .text = event { withUnsafeCurrentTask { $0?.cancel() } }
             }
         }
         _ = await reading.result
@@ -88,6 +99,7 @@ struct FirstWordRouter: Router {
         let stands = try engine.statistics().tokens
         try await Task.sleep(for: .milliseconds(200))
         #expect(try engine.statistics().tokens == stands)
+        return stands
     }
 
     @Test func problemsAreShownAndCancellationIsNone() {
