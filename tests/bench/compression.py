@@ -1,11 +1,15 @@
 """Perplexity against bits per weight: calora's methods beside compressed-tensors' rounding and llama.cpp's block formats.
 
     CALORA_TEST_DATA=... python tests/bench/compression.py CALORA_BIN OUT [--models base,...] [--bits 8,4,3,2] [--groups 32,64,128]
-                                                           [--eval-rows N] [--calibration-rows N]
+                                                           [--eval-rows N] [--calibration-rows N] [--ggml LIBGGML_BASE]
 
 Writes OUT/points.json and one OUT/MODEL.svg a model. A point that is there is not measured again, so a run may be
-stopped and continued. Everything is evaluated by `calora eval` on the CPU with float32 activations; what other software
-rounds is written back as a float32 folder first. Needs requirements of tests/parity, and gguf for llama.cpp's formats.
+stopped and continued. The kept points of base are of `--eval-rows 40 --calibration-rows 24`, the others of the defaults.
+Everything is evaluated by `calora eval` on the CPU with float32 activations; what other software rounds is written back
+as a float32 folder first. Needs the requirements of tests/parity, and gguf for llama.cpp's formats. The gguf package
+reads K-quants and cannot write them: with --ggml, llama.cpp's own library does, out of a pinned package:
+
+    npm install --ignore-scripts @node-llama-cpp/linux-x64@3.22.1    # bins/linux-x64/libggml-base.so, llama.cpp v0.5.0
 
 Bits count what a linear stores: weights, scales, zero points. Embeddings and norms stay as they are for everybody.
 Text: base on novels that it was not trained on, calibrated on novels that it was; the stories models on
@@ -13,6 +17,7 @@ tinystories-mini.txt, calibrated on text that they sample themselves.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import subprocess
@@ -21,12 +26,15 @@ import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+import gguf
+import numpy
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("rtn", "gptq")
+K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 COLOURS = {"rtn": "#c9a26b", "gptq": "#1c8a4b", "compressed-tensors": "#b03a2e", "llama.cpp": "#7a4fa3"}
 
 
@@ -115,19 +123,59 @@ def compressed_tensors(weight: torch.Tensor, bits: int, group: int) -> tuple[tor
     return fake_quantize(weight, scale, zero, args), bits + 16 / size
 
 
-def llama_cpp(weight: torch.Tensor, kind: str) -> tuple[torch.Tensor, float]:
-    """A llama.cpp block format by the gguf package; widths that no block divides stay float16, as llama.cpp keeps them."""
-    import gguf
+class Ggml:
+    """llama.cpp's own quantizer, out of its shared library."""
 
-    if weight.shape[1] % 32:
+    def __init__(self, path: Path):
+        self.library = ctypes.CDLL(str(path))
+        size, place = ctypes.c_int64, ctypes.c_void_p
+        self.library.ggml_quantize_chunk.restype = ctypes.c_size_t
+        self.library.ggml_quantize_chunk.argtypes = [ctypes.c_int, place, place, size, size, size, place]
+
+    def quantize(self, weight: torch.Tensor, kind: str) -> numpy.ndarray:
+        """Blocks of a matrix, a row after the other, without an importance matrix."""
+        block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+        values, (rows, cols) = weight.contiguous(), weight.shape
+        data = numpy.zeros((rows, cols // block * size), numpy.uint8)
+        written = self.library.ggml_quantize_chunk(
+            int(gguf.GGMLQuantizationType[kind]), values.data_ptr(), data.ctypes.data, 0, rows, cols, None)
+        assert written == data.nbytes, f"{kind}: {written} bytes written, {data.nbytes} expected"
+        return data
+
+    def check(self, weight: torch.Tensor) -> None:
+        """That we call it rightly: what gguf writes too has the same bytes, and both read K-quants to the same numbers."""
+        for kind in ("Q4_0", "Q8_0"):
+            theirs = gguf.quants.quantize(weight.numpy(), gguf.GGMLQuantizationType[kind])
+            assert numpy.array_equal(self.quantize(weight, kind), theirs), f"{kind}: not the bytes of the gguf package"
+        for kind in K_QUANTS if weight.shape[1] % 256 == 0 else ():
+            data, read = self.quantize(weight, kind), numpy.zeros(weight.shape, numpy.float32)
+            decode = getattr(self.library, f"dequantize_row_{kind[:2].lower()}_K")
+            decode(ctypes.c_void_p(data.ctypes.data), ctypes.c_void_p(read.ctypes.data), ctypes.c_int64(read.size))
+            theirs = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind])
+            assert numpy.array_equal(read, theirs), f"{kind}: the gguf package reads other numbers"
+
+
+def linears(folder: Path) -> list[torch.Tensor]:
+    """The layers' linears in float32."""
+    tensors = load_file(folder / "model.safetensors")
+    return [value.float() for key, value in tensors.items() if ".layers." in key and value.ndim == 2]
+
+
+def llama_cpp(weight: torch.Tensor, kind: str, ggml: Ggml | None) -> tuple[torch.Tensor, float]:
+    """A llama.cpp block format, the same for every linear; widths that its block does not divide stay float16.
+
+    So llama.cpp keeps widths that no block divides. For one that 32 divides and a K-quant's 256 does not, it falls back to
+    other formats (Q2_K and Q3_K to IQ4_NL, Q4_K to Q5_0, Q5_K to Q5_1, Q6_K to Q8_0), which would be no K-quant's point.
+    """
+    form = gguf.GGMLQuantizationType[kind]
+    block, size = gguf.GGML_QUANT_SIZES[form]
+    if weight.shape[1] % block:
         return weight.half().float(), 16.0
-    kind = gguf.GGMLQuantizationType[kind]
-    block, size = gguf.GGML_QUANT_SIZES[kind]
-    data = gguf.quants.quantize(weight.numpy(), kind)
-    return torch.from_numpy(gguf.quants.dequantize(data, kind).copy()), 8 * size / block
+    data = ggml.quantize(weight, kind) if kind in K_QUANTS else gguf.quants.quantize(weight.numpy(), form)
+    return torch.from_numpy(gguf.quants.dequantize(data, form).copy()), 8 * size / block
 
 
-def measure(binary: Path, source: Path, key: str, evaluation: Path, calibration: Path) -> dict:
+def measure(binary: Path, source: Path, key: str, evaluation: Path, calibration: Path, ggml: Ggml | None) -> dict:
     """One point: bits per weight of the linears, and the perplexity."""
     method, *rest = key.split()
     with tempfile.TemporaryDirectory() as temp:
@@ -135,7 +183,7 @@ def measure(binary: Path, source: Path, key: str, evaluation: Path, calibration:
         if method == "none":
             out, bits = source, 32.0
         elif method == "llama.cpp":
-            bits = rewritten(source, out, lambda w: llama_cpp(w, rest[0]))
+            bits = rewritten(source, out, lambda w: llama_cpp(w, rest[0], ggml))
         elif method == "compressed-tensors":
             bits = rewritten(source, out, lambda w: compressed_tensors(w, int(rest[0][3:]), int(rest[1][1:])))
         else:
@@ -171,6 +219,8 @@ def plot(name: str, points: dict, out: Path) -> None:
         parts.append(f'<text x="{width - right + 26}" y="{y}" fill="#444">{method}</text>')
         for _, key, bits, loss in (row for row in rows if row[0] == method):
             x, y = at(bits, loss)
+            if method == "llama.cpp":
+                parts.append(f'<text x="{x + 5}" y="{y - 5}" font-size="10" fill="{colour}">{key.split()[1]}</text>')
             parts.append(f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}" fill-opacity="0.8"><title>{key}: {loss:+.2f} %</title></circle>')
     out.write_text("\n".join([*parts, "</svg>"]) + "\n")
 
@@ -184,10 +234,12 @@ def main() -> int:
     parser.add_argument("--groups", default="32,64,128")
     parser.add_argument("--eval-rows", type=int, default=100)
     parser.add_argument("--calibration-rows", type=int, default=48)
+    parser.add_argument("--ggml", type=Path, help="llama.cpp's libggml-base.so; without it K-quants are left out")
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     store = a.out / "points.json"
     points = json.loads(store.read_text()) if store.exists() else {}
+    ggml = Ggml(a.ggml) if a.ggml else None
     keys = ["none", "llama.cpp Q8_0", "llama.cpp Q4_0"]
     for bits in a.bits.split(","):
         for group in a.groups.split(","):
@@ -196,9 +248,13 @@ def main() -> int:
             keys += [f"compressed-tensors int{bits} g{group}"] if bits in "48" else []
     for name in a.models.split(","):
         evaluation, calibration = texts(name, a.out, a.eval_rows, a.calibration_rows)
-        mine = points.setdefault(name, {})
-        for key in (key for key in keys if key not in mine):
-            mine[key] = measure(a.calora, model_folder(name), key, evaluation, calibration)
+        mine, weights = points.setdefault(name, {}), linears(model_folder(name)) if ggml else []
+        for weight in (w for w in weights if w.shape[1] % 32 == 0):
+            ggml.check(weight)
+        # Where 256 divides no width all linears would stay float16: nothing to measure.
+        more = [f"llama.cpp {kind}" for kind in K_QUANTS] if any(w.shape[1] % 256 == 0 for w in weights) else []
+        for key in (key for key in keys[:3] + more + keys[3:] if key not in mine):
+            mine[key] = measure(a.calora, model_folder(name), key, evaluation, calibration, ggml)
             store.write_text(json.dumps(points, indent=1) + "\n")
             print(f"{name:18} {key:30} {mine[key]['bits']:6.3f} bits  perplexity {mine[key]['perplexity']:.3f}", flush=True)
         plot(name, mine, a.out / f"{name}.svg")
