@@ -12,7 +12,7 @@ cd "$root"
 out=$work/kotlin
 mkdir -p "$out"
 
-need_packages javac=openjdk-17-jdk-headless mvn=maven
+need_packages javac=openjdk-17-jdk-headless mvn=maven python3=python3
 
 say "library for this machine"
 cargo build -j2 --locked -p calora-ffi
@@ -25,6 +25,8 @@ cargo run -q -j2 --locked --profile tools -p calora-bindgen -- generate "$librar
     --config android/uniffi.toml --out-dir "$fresh"
 # Left alone where nothing changed, so that it is not compiled again.
 diff -rq "$fresh" "$out/generated" >/dev/null 2>&1 || { rm -rf "$out/generated"; mv "$fresh" "$out/generated"; }
+
+python3 android/jvm/snippets.py "$out/generated-snippets/Snippets.kt" README.md android/README.md bindings/docs/pages/*.md
 
 say "compiling and testing"
 rm -rf "$out"/*/surefire-reports

@@ -41,28 +41,25 @@ internal suspend fun <T> awaitNative(drop: (T) -> Unit = {}, call: suspend () ->
         }
     }
 
-internal fun FfiException.translated(): Exception {
-    val translated =
-        when (this) {
-            is FfiException.FileNotFound -> EngineException.FileNotFound(path, reason)
-            is FfiException.FileUnreadable -> EngineException.FileUnreadable(path, reason)
-            is FfiException.InvalidFile -> EngineException.InvalidFile(path, reason)
-            is FfiException.Unsupported -> EngineException.Unsupported(path, feature, reason)
-            is FfiException.AdapterMismatch -> EngineException.AdapterMismatch(adapter, expectedBase, actualBase)
-            is FfiException.AdapterTouchesNothing -> EngineException.AdapterTouchesNothing(adapter, reason)
-            is FfiException.ContextSizeExceeded ->
-                EngineException.ContextSizeExceeded(contextSize.toLong(), tokenCount.toLong())
-            is FfiException.InvalidOption -> EngineException.InvalidOption(option, value, reason)
-            is FfiException.DeviceUnavailable -> EngineException.DeviceUnavailable(wanted, reason)
-            is FfiException.DeviceLost -> EngineException.DeviceLost(reason)
-            is FfiException.OutOfMemory -> EngineException.OutOfMemory(what, neededBytes.toLong(), reason)
-            is FfiException.Busy -> EngineException.Busy()
-            is FfiException.Closed -> EngineException.Closed(what)
-            is FfiException.Internal -> EngineException.Internal(reason)
-            is FfiException.Cancelled -> CancellationException("the request was cancelled")
-        }
-    return translated
-}
+internal fun FfiException.translated(): Exception =
+    when (this) {
+        is FfiException.FileNotFound -> EngineException.FileNotFound(path, reason)
+        is FfiException.FileUnreadable -> EngineException.FileUnreadable(path, reason)
+        is FfiException.InvalidFile -> EngineException.InvalidFile(path, reason)
+        is FfiException.Unsupported -> EngineException.Unsupported(path, feature, reason)
+        is FfiException.AdapterMismatch -> EngineException.AdapterMismatch(adapter, expectedBase, actualBase)
+        is FfiException.AdapterTouchesNothing -> EngineException.AdapterTouchesNothing(adapter, reason)
+        is FfiException.ContextSizeExceeded ->
+            EngineException.ContextSizeExceeded(contextSize.toLong(), tokenCount.toLong())
+        is FfiException.InvalidOption -> EngineException.InvalidOption(option, value, reason)
+        is FfiException.DeviceUnavailable -> EngineException.DeviceUnavailable(wanted, reason)
+        is FfiException.DeviceLost -> EngineException.DeviceLost(reason)
+        is FfiException.OutOfMemory -> EngineException.OutOfMemory(what, neededBytes.toLong(), reason)
+        is FfiException.Busy -> EngineException.Busy()
+        is FfiException.Closed -> EngineException.Closed(what)
+        is FfiException.Internal -> EngineException.Internal(reason)
+        is FfiException.Cancelled -> CancellationException("the request was cancelled")
+    }
 
 /** A size as Rust takes it. */
 internal fun Int.unsigned(option: String): UInt {
