@@ -64,7 +64,8 @@ impl Cell {
         snapshot.context_size = session.context_size() as u32;
     }
 
-    fn check(&self) -> Result<()> {
+    /// Whether session and engine are open.
+    pub(crate) fn check(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Err(EngineError::closed("session"));
         }

@@ -58,6 +58,11 @@ impl Run {
         self.cancelled.load(Ordering::Acquire) || self.over.load(Ordering::Acquire)
     }
 
+    /// Why a cancelled response ended: somebody cancelled it, or closed what it belongs to.
+    fn stopped(&self) -> EngineError {
+        self.cell.check().err().unwrap_or(EngineError::Cancelled)
+    }
+
     /// The last thing the app gets. Over before it is sent: who has it may ask again at once.
     fn end(&self, last: Result<ResponseChunk>) {
         self.over.store(true, Ordering::Release);
@@ -179,7 +184,7 @@ impl ResponseStream {
     pub async fn next(&self) -> Result<Option<ResponseChunk>> {
         let run = &self.run;
         if run.cancelled.load(Ordering::Acquire) {
-            return Err(EngineError::Cancelled);
+            return Err(run.stopped());
         }
         // With chunks waiting, the device is ahead already; a full queue must not grow.
         if run.chunks.is_empty() && !run.is_over() {
@@ -187,7 +192,7 @@ impl ResponseStream {
         }
         let received = run.pulled.recv().await;
         if run.cancelled.load(Ordering::Acquire) {
-            return Err(EngineError::Cancelled);
+            return Err(run.stopped());
         }
         match received {
             Ok(chunk) => {
@@ -200,7 +205,8 @@ impl ResponseStream {
         }
     }
 
-    /// Stops within one pass of the device; a pending [`Self::next`] fails with `Cancelled` at once. Twice is fine, and
+    /// Stops within one pass of the device; a pending [`Self::next`] fails with `Cancelled` at once (with `Closed` where
+    /// its session was closed instead). Twice is fine, and
     /// a response that has ended is not affected.
     pub fn cancel(&self) {
         self.run.cancel();

@@ -262,7 +262,7 @@ fn whatever_was_closed_says_so_and_closing_twice_is_fine() {
     block_on(stream.next()).unwrap();
     engine.close();
     engine.close();
-    assert_eq!(block_on(stream.next()), Err(EngineError::Cancelled));
+    assert_eq!(block_on(stream.next()).err(), closed("session"));
     assert_eq!(open.respond("a".into(), at_most(1)).err(), closed("session"));
     assert_eq!(block_on(engine.memory()).err(), closed("engine"));
     assert_eq!(engine.count_tokens("a".into()).err(), closed("engine"));
@@ -276,7 +276,7 @@ fn closing_a_paused_engine_ends_its_thread() {
     let stream = session.respond(COMMAND.into(), at_most(8)).unwrap();
     block_on(engine.pause()).unwrap();
     engine.close();
-    assert_eq!(block_on(stream.next()), Err(EngineError::Cancelled));
+    assert_eq!(block_on(stream.next()), Err(EngineError::Closed { what: "session".into() }));
 }
 
 #[derive(Default)]

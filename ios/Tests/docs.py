@@ -3,7 +3,7 @@
 docs.py symbols GRAPH.json...      every public symbol has a comment, and every symbol link of Calora.md leads somewhere
 docs.py snippets OUT.swift FILE... the Swift blocks of Markdown files as functions, to be type-checked
 
-A block may use `modelFolder`, `adapterFolder`, `intentFolder`, `spamFolder`, `engine`, `adapter`, `session` and `prompt` without declaring them.
+A block may use `modelFolder`, `adapterFolder`, `intentFolder`, `spamFolder`, `engine`, `adapter`, `intent`, `spam`, `session` and `prompt` without declaring them.
 """
 
 import json
@@ -45,7 +45,7 @@ def snippets(out, files):
             text += [
                 f"// {file}",
                 f"func snippet{count}(modelFolder: URL, adapterFolder: URL, intentFolder: URL, spamFolder: URL,",
-                "    engine: Calora.Engine, adapter: TaskAdapter, session: Calora.Session, prompt: String) async throws {",
+                "    engine: Calora.Engine, adapter: TaskAdapter, intent: TaskAdapter, spam: TaskAdapter, session: Calora.Session, prompt: String) async throws {",
                 "    do {",
                 *("        " + line for line in lines),
                 "    }",

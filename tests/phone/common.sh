@@ -8,6 +8,16 @@ say() { printf '\n== %s\n' "$*"; }
 fail() { printf '%s: FAILED: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
+# Sets `library` to this machine's library; ./test has built one already and names it.
+host_library() {
+    library=${CALORA_LIBRARY:-}
+    [ -z "$library" ] || { [ -e "$library" ] || fail "CALORA_LIBRARY: there is no $library"; return 0; }
+    say "library for this machine"
+    cargo build -j2 --locked -p calora-ffi
+    library=$root/target/debug/libcalora_ffi.so
+    [ -e "$library" ] || library=$root/target/debug/libcalora_ffi.dylib
+}
+
 # need_packages COMMAND_OR_FILE=DEBIAN_PACKAGE...: installs what is missing.
 need_packages() {
     local pair missing=()

@@ -4,14 +4,15 @@
 #   tests/phone/swift.sh [FILTER]         only tests whose name matches
 #
 # The bindings are generated from the very library that is linked. Exit status 3: no Swift can be had on this machine.
+# shellcheck source=common.sh
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+cd "$root"
 chroot=tests/phone/swift_chroot.sh
-root=target/phone/swift
+image=$work/swift
 
 "$chroot" setup
-cargo build -q -p calora-ffi
-library=target/debug/libcalora_ffi.so
+host_library
 out=$(mktemp -d); trap 'rm -rf "$out"' EXIT
 cargo run -q --profile tools -p calora-bindgen -- generate "$library" --language swift --out-dir "$out" |
     grep -v swift-format || true                             # it would format what nobody reads
@@ -22,7 +23,7 @@ place() { cmp -s "$1" "$2" || { mkdir -p "$(dirname "$2")"; cp "$1" "$2"; }; }
 place "$out/CaloraBindings.swift" ios/Sources/CaloraBindings/CaloraBindings.swift
 place "$out/CaloraFFI.h" ios/Sources/CaloraFFI/CaloraFFI.h
 place "$out/CaloraFFI.modulemap" ios/Sources/CaloraFFI/module.modulemap
-place "$library" "$root/root/lib/libcalora_ffi.so"
+place "$library" "$image/root/lib/libcalora_ffi.so"
 
 # What nobody compiles here can at least be parsed.
 "$chroot" run bash -c 'swiftc -frontend -parse -parse-as-library /repo/ios/Samples/*/App/*.swift \
@@ -38,17 +39,17 @@ skipped=$(grep -c 'Test .* skipped\.$' "$out/log" || true)
 [ "$((${ran:-0} - skipped))" -gt 0 ] || { echo "swift.sh: no test has run" >&2; exit 1; }
 
 # The documentation: every public symbol has a comment, and what READMEs show compiles.
-mkdir -p "$root/root/docs"
-rm -f "$root"/root/docs/*
+mkdir -p "$image/root/docs"
+rm -f "$image"/root/docs/*
 triple=$("$chroot" run swiftc -print-target-info | sed -n 's/.*"unversionedTriple": "\(.*\)".*/\1/p')
 for module in Calora CaloraFoundationModels; do
     "$chroot" run /usr/libexec/swift/bin/swift-symbolgraph-extract -module-name "$module" -target "$triple" \
         -I /root/build/debug/Modules -I /repo/ios/Sources/CaloraFFI -minimum-access-level public \
         -skip-inherited-docs -output-dir /root/docs
 done
-python3 ios/Tests/docs.py symbols "$root"/root/docs/{Calora,CaloraFoundationModels}.symbols.json
-mapfile -t pages < <(find README.md ios docs -name '*.md' -not -path 'ios/build/*' 2>/dev/null | sort)
-python3 ios/Tests/docs.py snippets "$root/root/docs/snippets.swift" "${pages[@]}"
+python3 ios/Tests/docs.py symbols "$image"/root/docs/{Calora,CaloraFoundationModels}.symbols.json
+mapfile -t pages < <(find README.md ios bindings/docs -name '*.md' -not -path 'ios/build/*' 2>/dev/null | sort)
+python3 ios/Tests/docs.py snippets "$image/root/docs/snippets.swift" "${pages[@]}"
 "$chroot" run swiftc -typecheck -swift-version 6 -parse-as-library -I /root/build/debug/Modules \
     -I /repo/ios/Sources/CaloraFFI /root/docs/snippets.swift
 

@@ -26,6 +26,20 @@
                 ScrollView { Text(answer).frame(maxWidth: .infinity, alignment: .leading) }
             }
             .padding()
+            .task { await benchmarkIfAsked() }
+        }
+
+        /// Started by `ios/bench.sh`: prints the figures and ends.
+        private func benchmarkIfAsked() async {
+            guard CommandLine.arguments.contains("--benchmark") else { return }
+            let folder = URL.documentsDirectory
+            do {
+                print(try await measure(model: folder.appending(path: "base"), adapter: folder.appending(path: "spam")))
+                exit(0)
+            } catch {
+                print(error.localizedDescription)
+                exit(1)
+            }
         }
 
         private func start() {
