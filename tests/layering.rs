@@ -51,7 +51,10 @@ fn only_the_gpu_folder_names_wgpu() {
 #[test]
 fn the_engine_knows_no_foreign_language() {
     for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("runtime")).unwrap() {
-        never(&entry.unwrap().file_name().into_string().unwrap(), &["uniffi", "android_logger", "calora_ffi"]);
+        never(
+            &entry.unwrap().file_name().into_string().unwrap(),
+            &["uniffi", "android_logger", "calora_ffi"],
+        );
     }
 }
 

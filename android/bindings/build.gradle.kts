@@ -40,7 +40,6 @@ val generateBindings =
     tasks.register<GenerateBindings>("generateBindings") {
         repository = root
         libraries = buildRust.flatMap { it.libraries }
-        configuration = layout.projectDirectory.file("../uniffi.toml")
     }
 
 androidComponents {

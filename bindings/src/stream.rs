@@ -112,6 +112,8 @@ impl Run {
             Ok(_) => *scheduled = false,
             Err(error) => {
                 *scheduled = false;
+                // Whoever is told may ask again at once, on this very thread.
+                drop(scheduled);
                 self.end(Err(error));
             }
         }

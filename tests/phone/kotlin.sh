@@ -14,15 +14,11 @@ mkdir -p "$out"
 
 need_packages javac=openjdk-17-jdk-headless mvn=maven python3=python3
 
-say "library for this machine"
-cargo build -j2 --locked -p calora-ffi
-library=target/debug/libcalora_ffi.so
-[ -e "$library" ] || library=target/debug/libcalora_ffi.dylib
-
+host_library
 say "bindings from $library"
 fresh=$(mktemp -d); trap 'rm -rf "$fresh"' EXIT
 cargo run -q -j2 --locked --profile tools -p calora-bindgen -- generate "$library" --language kotlin --no-format \
-    --config android/uniffi.toml --out-dir "$fresh"
+    --out-dir "$fresh"
 # Left alone where nothing changed, so that it is not compiled again.
 diff -rq "$fresh" "$out/generated" >/dev/null 2>&1 || { rm -rf "$out/generated"; mv "$fresh" "$out/generated"; }
 
@@ -32,7 +28,7 @@ say "compiling and testing"
 rm -rf "$out"/*/surefire-reports
 status=0
 # In batches and without progress: a log, not a screen. Maven asks the network only for what it has never fetched.
-mvn -q -B -f android/jvm/pom.xml -Dwork="$out" -Dsurefire.failIfNoSpecifiedTests=false "$@" test || status=$?
+mvn -q -B -f android/jvm/pom.xml -Dwork="$out" -Dlibrary="$(dirname "$library")" -Dsurefire.failIfNoSpecifiedTests=false "$@" test || status=$?
 
 reports=$(find "$out" -path '*/surefire-reports/*.txt' | sort)
 # shellcheck disable=SC2086 # one word a file

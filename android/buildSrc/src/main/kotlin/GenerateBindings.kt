@@ -1,9 +1,7 @@
 import javax.inject.Inject
 import org.gradle.api.DefaultTask
 import org.gradle.api.file.DirectoryProperty
-import org.gradle.api.file.RegularFileProperty
 import org.gradle.api.tasks.InputDirectory
-import org.gradle.api.tasks.InputFile
 import org.gradle.api.tasks.Internal
 import org.gradle.api.tasks.OutputDirectory
 import org.gradle.api.tasks.PathSensitive
@@ -21,11 +19,6 @@ abstract class GenerateBindings @Inject constructor(private val processes: ExecO
     @get:PathSensitive(PathSensitivity.RELATIVE)
     abstract val libraries: DirectoryProperty
 
-    /** What only the Kotlin generator needs to know. */
-    @get:InputFile
-    @get:PathSensitive(PathSensitivity.NONE)
-    abstract val configuration: RegularFileProperty
-
     @get:OutputDirectory abstract val kotlin: DirectoryProperty
 
     @TaskAction
@@ -37,7 +30,7 @@ abstract class GenerateBindings @Inject constructor(private val processes: ExecO
             workingDir(repository.get().asFile)
             commandLine("cargo", "run", "--quiet", "--locked", "--profile", "tools", "-p", "calora-bindgen", "--")
             args("generate", library.path, "--language", "kotlin", "--no-format")
-            args("--config", configuration.get().asFile.path, "--out-dir", kotlin.get().asFile.path)
+            args("--out-dir", kotlin.get().asFile.path)
         }
     }
 }
