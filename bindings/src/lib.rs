@@ -1,6 +1,6 @@
 //! calora for Kotlin and Swift.
 //!
-//! This crate converts and forwards; what it adds is one engine thread ([`worker`]), so that a call from an app never
+//! This crate converts and forwards; what it adds is one engine thread (`worker.rs`), so that a call from an app never
 //! waits for a device on the app's thread, and streams that are pulled. The hand-written APIs of `android/` and `ios/`
 //! are what apps see.
 //!
