@@ -65,7 +65,7 @@ impl ResidentAdapter {
 
     /// Bytes of the branches in their files, close to what they take on a device.
     pub(crate) fn bytes(&self) -> u64 {
-        self.adapters().iter().map(|(adapter, _)| adapter.tail().byte_len() as u64).sum()
+        self.0.bytes
     }
 
     pub(crate) fn tail(&self) -> TailId {
@@ -83,6 +83,7 @@ pub(crate) struct Resident {
     tail: TailId,
     key: Arc<AdapterKey>,
     adapters: Vec<(BoundAdapter, f32)>,
+    bytes: u64,
 }
 
 impl Resident {
@@ -93,7 +94,8 @@ impl Resident {
     ) -> Result<Self> {
         let parts: Vec<(&Tail, f32)> = adapters.iter().map(|(a, scale)| (a.tail(), *scale)).collect();
         let tail = shared.device().load_tail(&Tail::stack(&parts))?;
-        Ok(Self { shared: shared.clone(), tail, key, adapters: adapters.to_vec() })
+        let bytes = adapters.iter().map(|(adapter, _)| adapter.tail().byte_len() as u64).sum();
+        Ok(Self { shared: shared.clone(), tail, key, adapters: adapters.to_vec(), bytes })
     }
 }
 
