@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::adapter::Tail;
-use crate::arch::Recipe;
+use crate::arch::{ModelShape, Recipe, Slot};
 use crate::error::{Error, Result};
 use crate::weights::Matrix;
 
@@ -146,8 +146,38 @@ pub trait Device: Send {
     /// Forgets a resident adapter; an unknown id is ignored.
     fn drop_tail(&mut self, tail: TailId);
 
+    /// Copies the keys and values of a cache's first `positions` positions out; each takes [`position_bytes`].
+    fn read_cache(&mut self, cache: CacheId, positions: usize) -> Result<Vec<u8>>;
+
+    /// Puts down, from position 0 on, what [`Device::read_cache`] gave, or the beginning of it. After an error the cache
+    /// holds nothing that may be used.
+    fn write_cache(&mut self, cache: CacheId, bytes: &[u8]) -> Result<()>;
+
     /// Runs the recipe over the tokens. On an error the cache before `position` is as it was.
     fn forward(&mut self, pass: &Forward<'_>) -> Result<Answer>;
+}
+
+/// Bytes of one position's keys and values outside a device: (layers, 2, KV heads * D), float32 for float activations and
+/// f16 for int8 ones, whichever device computed them.
+pub fn position_bytes(shape: &ModelShape, activations: Activations) -> usize {
+    let element = match activations {
+        Activations::F32 => 4,
+        Activations::Int8 => 2,
+    };
+    shape.layers * 2 * shape.width(Slot::Key) * element
+}
+
+/// Checks that every device makes before it copies positions in or out; how many `bytes` hold.
+pub(crate) fn check_positions(bytes: usize, line: usize, capacity: usize) -> Result<usize> {
+    let positions = bytes / line.max(1);
+    if positions * line != bytes {
+        let reason = format!("a position takes {line} bytes");
+        return Err(Error::option("bytes of a cache", bytes, reason));
+    }
+    if positions > capacity {
+        return Err(Error::ContextFull { needed: positions, available: capacity });
+    }
+    Ok(positions)
 }
 
 /// Checks that every device makes before it runs a pass; `capacity` is the cache's.

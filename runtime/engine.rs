@@ -18,11 +18,13 @@ pub use load::{ActivationChoice, DeviceChoice, EngineOptions, Loadable};
 use crate::adapter::{Coverage, Tail, TaskAdapter};
 use crate::arch::{ModelShape, Recipe};
 pub use crate::device::LoadProgress;
-use crate::device::{Device, DeviceInfo, DeviceMemory, Model};
+use crate::device::{Device, DeviceInfo, DeviceMemory, Model, position_bytes};
 use crate::error::{Error, Result};
 pub use crate::session::{BoundAdapter, ResidentAdapter};
 use crate::session::{
     GenerationOptions, Session, SessionOptions, TaskDefaults,
+    prefix_files::PrefixFiles,
+    prefixes::{self, Prefixes},
     residency::{DEFAULT_BUDGET, Residency},
     shared::{Counters, Shared},
     stop::end_of_turn_ids,
@@ -62,6 +64,10 @@ pub struct EngineParts {
     pub prefill_chunk: Option<usize>,
     /// Bytes of adapters that stay resident after their last use; by default 64 MiB.
     pub adapter_budget: Option<u64>,
+    /// Bytes of put-aside beginnings of conversations; by default 32 MiB, 0 for none.
+    pub prefix_budget: Option<u64>,
+    /// Where instructions' beginnings outlive the process; by default nowhere.
+    pub prefix_folder: Option<PathBuf>,
 }
 
 /// What an engine has computed since it was loaded.
@@ -131,6 +137,21 @@ impl Engine {
             has_chat_template: parts.tokenizer_config.chat_template.is_some(),
             end_of_turn: end_of_turn.clone(),
         };
+        let position_bytes = position_bytes(shape, device.activations);
+        let budget = parts.prefix_budget.unwrap_or(prefixes::DEFAULT_BUDGET);
+        let files = match (parts.prefix_folder, &parts.files) {
+            (Some(folder), Some(files)) => {
+                let ids = files.ids()?;
+                let DeviceInfo { kind, name, detail, activations, .. } = &device;
+                let origin = format!("{ids:?} {kind} {name} {detail} {activations:?}");
+                Some(PrefixFiles::new(folder, origin, position_bytes, budget))
+            }
+            (Some(folder), None) => {
+                let reason = "needs a model folder, whose id names the files";
+                return Err(Error::option("prefix_folder", folder.display(), reason));
+            }
+            (None, _) => None,
+        };
         let shared = Shared {
             model: parts.model,
             device: Mutex::new(parts.device),
@@ -142,6 +163,8 @@ impl Engine {
             context_size,
             prefill_chunk,
             counters: Counters::default(),
+            position_bytes,
+            prefixes: Prefixes::new(budget, files),
         };
         let (shared, files) = (Arc::new(shared), Arc::new(parts.files));
         let residency = Residency::new(shared.clone(), parts.adapter_budget.unwrap_or(DEFAULT_BUDGET));
@@ -198,6 +221,16 @@ impl Engine {
     /// Lets go of all adapters that are not in use; how many lists of adapters left the device.
     pub fn evict_idle(&self) -> usize {
         self.residency.evict_idle()
+    }
+
+    /// Bytes of put-aside beginnings of conversations, in ordinary memory.
+    pub fn prefix_bytes(&self) -> u64 {
+        self.shared.prefixes.bytes()
+    }
+
+    /// Forgets put-aside beginnings, files excepted; how many bytes that freed. What is needed again is computed again.
+    pub fn forget_prefixes(&self) -> u64 {
+        self.shared.prefixes.clear()
     }
 
     /// (ids, vocabulary) logits after every id, row-major, computed in a cache of its own.

@@ -48,6 +48,13 @@ pub struct EngineConfig {
     /// Bytes of adapters that stay resident after their last use; the least recently used go first. By default 64 MiB.
     #[uniffi(default = None)]
     pub adapter_budget_bytes: Option<u64>,
+    /// Bytes for beginnings of conversations that were computed before: instructions, and what `CachePolicy::Restore` puts
+    /// aside. By default 32 MiB; 0 for none.
+    #[uniffi(default = None)]
+    pub prefix_budget_bytes: Option<u64>,
+    /// A folder in which the beginnings that instructions make outlive the process, within the same budget. By default none.
+    #[uniffi(default = None)]
+    pub prefix_folder: Option<String>,
 }
 
 impl EngineConfig {
@@ -67,6 +74,8 @@ impl EngineConfig {
             context_size: self.context_size.map(|n| n as usize),
             threads: self.threads.map(|n| n as usize),
             adapter_budget: self.adapter_budget_bytes,
+            prefix_budget: self.prefix_budget_bytes,
+            prefix_folder: self.prefix_folder.as_ref().map(Into::into),
             ..EngineOptions::default()
         }
     }

@@ -18,7 +18,7 @@ use crate::worker::Worker;
 /// How urgently memory is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
 pub enum MemoryPressure {
-    /// Adapters that no session uses go.
+    /// Adapters that no session uses go, and beginnings of conversations that were put aside.
     Moderate,
     /// KV caches of idle sessions go too; their next response computes the conversation anew.
     Critical,
@@ -27,7 +27,7 @@ pub enum MemoryPressure {
 /// What trimming freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Record)]
 pub struct TrimReport {
-    /// Bytes freed on the device.
+    /// Bytes freed.
     pub freed_bytes: u64,
     /// Adapters that are no longer resident.
     pub evicted_adapters: u32,
@@ -81,6 +81,7 @@ impl Core {
         let before = total(&engine);
         lock(&self.preloaded).clear();
         let evicted_adapters = engine.evict_idle() as u32;
+        engine.forget_prefixes();
         let mut dropped_caches = 0;
         if level == MemoryPressure::Critical {
             for cell in self.cells() {
@@ -100,7 +101,7 @@ impl Core {
 
 fn total(engine: &calora::engine::Engine) -> u64 {
     let m = engine.memory();
-    m.weights + m.caches + m.tails + m.scratch
+    m.weights + m.caches + m.tails + m.scratch + engine.prefix_bytes()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -169,10 +170,10 @@ impl Engine {
         self.device.clone()
     }
 
-    /// Bytes on the device now; waits for the pass in progress.
+    /// Bytes held now; waits for the pass in progress.
     pub async fn memory(&self) -> Result<MemoryUse> {
         let engine = self.core.engine()?;
-        self.core.worker.run(move || Ok(engine.memory().into())).await
+        self.core.worker.run(move || Ok((&engine).into())).await
     }
 
     /// What was computed since the engine was loaded.

@@ -137,8 +137,10 @@ pub enum FinishReason {
 pub struct Usage {
     /// Tokens of the whole prompt, the conversation so far included.
     pub prompt_tokens: u32,
-    /// How many of them were in the KV cache already. After a swap of adapters this is 0: the rest is what the swap cost.
+    /// How many of them were computed already. After a swap of adapters the rest is what the swap cost.
     pub cached_tokens: u32,
+    /// How many of those other adapters had computed, as `CachePolicy::Keep` allows; 0 else.
+    pub inexact_tokens: u32,
     /// Tokens generated.
     pub output_tokens: u32,
     /// From the first pull to the first token, in seconds.
@@ -173,11 +175,62 @@ impl From<calora::session::ResponseChunk> for ResponseChunk {
             usage: chunk.usage.map(|u| Usage {
                 prompt_tokens: u.prompt_tokens as u32,
                 cached_tokens: u.cached_tokens as u32,
+                inexact_tokens: u.inexact_tokens as u32,
                 output_tokens: u.output_tokens as u32,
                 time_to_first_token: u.time_to_first_token.as_secs_f64(),
                 prefill_tokens_per_second: u.prefill_tokens_per_second,
                 decode_tokens_per_second: u.decode_tokens_per_second,
             }),
+        }
+    }
+}
+
+/// What becomes of a conversation's keys and values when a session goes on with other adapters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, uniffi::Enum)]
+pub enum CachePolicy {
+    /// Computed anew with the next response. Exact; costs a prefill of the conversation.
+    #[default]
+    Recompute,
+    /// What the old adapters computed is put aside; what the new ones had computed before comes back. Exact; costs memory
+    /// within the engine's prefix budget.
+    Restore,
+    /// The instructions keep their keys and values; the rest is computed anew. Approximate.
+    KeepInstructions,
+    /// Everything stays and nothing is computed. Approximate.
+    Keep,
+}
+
+impl From<CachePolicy> for calora::session::CachePolicy {
+    fn from(policy: CachePolicy) -> Self {
+        match policy {
+            CachePolicy::Recompute => Self::Recompute,
+            CachePolicy::Restore => Self::Restore,
+            CachePolicy::KeepInstructions => Self::KeepInstructions,
+            CachePolicy::Keep => Self::Keep,
+        }
+    }
+}
+
+/// What a switch keeps and what it costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Record)]
+pub struct SwitchReport {
+    /// Tokens of the conversation under the new adapters.
+    pub transcript_tokens: u32,
+    /// How many of them need not be computed with the next response.
+    pub cached_tokens: u32,
+    /// How many of those were computed through other adapters; 0 with an exact policy.
+    pub inexact_tokens: u32,
+    /// Bytes newly put aside for a way back; 0 where the budget has no room for them.
+    pub put_aside_bytes: u64,
+}
+
+impl From<calora::session::SwitchReport> for SwitchReport {
+    fn from(report: calora::session::SwitchReport) -> Self {
+        Self {
+            transcript_tokens: report.transcript_tokens as u32,
+            cached_tokens: report.cached_tokens as u32,
+            inexact_tokens: report.inexact_tokens as u32,
+            put_aside_bytes: report.put_aside_bytes,
         }
     }
 }

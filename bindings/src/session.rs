@@ -7,7 +7,9 @@ use calora::engine::BoundAdapter;
 
 use crate::engine::Core;
 use crate::error::{EngineError, Result};
-use crate::options::{ChoiceScore, GenerationOptions, Message, ScaledAdapter, SessionConfig};
+use crate::options::{
+    CachePolicy, ChoiceScore, GenerationOptions, Message, ScaledAdapter, SessionConfig, SwitchReport,
+};
 use crate::stream::{Prompt, ResponseStream, Run};
 
 /// What is known of a session without waiting for the engine thread.
@@ -170,11 +172,11 @@ impl Session {
             .collect())
     }
 
-    /// Goes on with other adapters; an empty list detaches. No base weight moves; the conversation stays, and the next
-    /// response computes it anew under the new adapters.
-    pub async fn switch_to(&self, adapters: Vec<ScaledAdapter>) -> Result<()> {
+    /// Goes on with other adapters; an empty list detaches. No base weight moves and the conversation stays; the policy
+    /// says what of it the next response computes anew.
+    pub async fn switch_to(&self, adapters: Vec<ScaledAdapter>, policy: CachePolicy) -> Result<SwitchReport> {
         let adapters = bound(&adapters)?;
-        self.cell.run(move |session| session.switch_to(&adapters)).await
+        self.cell.run(move |session| Ok(session.switch_with(&adapters, policy.into())?.into())).await
     }
 
     /// Forgets the conversation.

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use calora_ffi::{
-    Availability, BenchmarkOptions, DeviceChoice, Engine, EngineConfig, EngineError, GenerationOptions,
-    LoadProgress, LoadState, LogLevel, LogSink, MemoryPressure, ResponseStream, ScaledAdapter, Session,
-    SessionConfig, TaskAdapter, UnavailableReason, availability, inspect_adapter, set_log_level,
-    set_log_sink,
+    Availability, BenchmarkOptions, CachePolicy, DeviceChoice, Engine, EngineConfig, EngineError,
+    GenerationOptions, LoadProgress, LoadState, LogLevel, LogSink, MemoryPressure, ResponseStream,
+    ScaledAdapter, Session, SessionConfig, TaskAdapter, UnavailableReason, availability, inspect_adapter,
+    set_log_level, set_log_sink,
 };
 use pollster::block_on;
 
@@ -87,16 +87,17 @@ fn tasks_are_swapped_and_a_swap_equals_a_fresh_session() {
 
     let swapped = session(&engine, with(&intent));
     let first = ask(&swapped, COMMAND);
-    block_on(swapped.switch_to(with(&spam))).unwrap();
+    block_on(swapped.switch_to(with(&spam), CachePolicy::Recompute)).unwrap();
     block_on(swapped.reset()).unwrap();
     assert_eq!(ask(&swapped, MESSAGE), "spam");
-    block_on(swapped.switch_to(vec![])).unwrap();
+    block_on(swapped.switch_to(vec![], CachePolicy::Recompute)).unwrap();
     block_on(swapped.reset()).unwrap();
     let plain = ask(&swapped, COMMAND);
     assert_eq!(plain, ask(&session(&engine, vec![]), COMMAND));
     assert_ne!(plain, first, "an attached adapter must change the answer");
     // At scale 0 it is as if it were not there.
-    block_on(swapped.switch_to(vec![ScaledAdapter { adapter: intent, scale: 0.0 }])).unwrap();
+    block_on(swapped.switch_to(vec![ScaledAdapter { adapter: intent, scale: 0.0 }], CachePolicy::Recompute))
+        .unwrap();
     block_on(swapped.reset()).unwrap();
     assert_eq!(ask(&swapped, COMMAND), plain);
 }
@@ -108,7 +109,7 @@ fn a_swap_keeps_the_transcript_and_says_what_it_costs() {
     let session = session(&engine, with(&intent));
     ask(&session, COMMAND);
     let before = session.messages();
-    block_on(session.switch_to(with(&spam))).unwrap();
+    block_on(session.switch_to(with(&spam), CachePolicy::Recompute)).unwrap();
     assert_eq!(session.messages(), before);
     let stream = session.respond(MESSAGE.into(), at_most(8)).unwrap();
     let mut usage = None;
@@ -119,6 +120,26 @@ fn a_swap_keeps_the_transcript_and_says_what_it_costs() {
     assert_eq!(usage.cached_tokens, 0, "keys and values of the other adapter are not reused");
     assert!(usage.prompt_tokens as usize > before.len());
     assert_eq!(session.messages().len(), 4);
+}
+
+#[test]
+fn a_policy_says_what_of_the_conversation_is_kept() {
+    let engine = engine();
+    let (intent, spam) = (adapter(&engine, "intent"), adapter(&engine, "spam"));
+    let session = session(&engine, with(&intent));
+    ask(&session, &[COMMAND; 4].join(" "));
+    let switch = |to: &Arc<TaskAdapter>, policy| block_on(session.switch_to(with(to), policy)).unwrap();
+    let away = switch(&spam, CachePolicy::Restore);
+    assert!(away.put_aside_bytes > 0 && away.cached_tokens == 0, "{away:?}");
+    assert_eq!(block_on(engine.memory()).unwrap().prefix_bytes, away.put_aside_bytes);
+    let back = switch(&intent, CachePolicy::Restore);
+    assert!(back.cached_tokens > 16 && back.inexact_tokens == 0, "{back:?}");
+    let kept = switch(&spam, CachePolicy::Keep);
+    assert!(kept.cached_tokens > 16 && kept.inexact_tokens == kept.cached_tokens, "{kept:?}");
+    assert_eq!(switch(&spam, CachePolicy::KeepInstructions).cached_tokens, 0, "there are none");
+    let freed = block_on(engine.trim(MemoryPressure::Moderate)).unwrap().freed_bytes;
+    assert!(freed >= away.put_aside_bytes);
+    assert_eq!(block_on(engine.memory()).unwrap().prefix_bytes, 0);
 }
 
 #[test]
@@ -235,7 +256,7 @@ fn one_response_at_a_time() {
     let session = session(&engine, vec![]);
     let stream = session.respond(COMMAND.into(), at_most(8)).unwrap();
     assert_eq!(session.respond(COMMAND.into(), at_most(8)).err(), Some(EngineError::Busy));
-    assert_eq!(block_on(session.switch_to(vec![])), Err(EngineError::Busy));
+    assert_eq!(block_on(session.switch_to(vec![], CachePolicy::Recompute)), Err(EngineError::Busy));
     assert_eq!(block_on(session.prewarm("a".into())), Err(EngineError::Busy));
     text(&stream);
     assert!(!session.is_responding());

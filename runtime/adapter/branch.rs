@@ -50,6 +50,15 @@ impl LowRank {
         }
     }
 
+    /// What it is stored as.
+    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let (values, scales) = match self {
+            Self::Float(tensor) => (tensor, None),
+            Self::Int8 { values, scales } => (values, Some(scales)),
+        };
+        std::iter::once(values).chain(scales)
+    }
+
     /// Whether f16 holds every value without loss of more than int8 or f16 storage already lost.
     pub fn fits_f16(&self) -> bool {
         !matches!(self, Self::Float(t) if t.dtype != DType::F16)
@@ -57,10 +66,7 @@ impl LowRank {
 
     /// Bytes in the file.
     pub fn byte_len(&self) -> usize {
-        match self {
-            Self::Float(tensor) => tensor.bytes().len(),
-            Self::Int8 { values, scales } => values.bytes().len() + scales.bytes().len(),
-        }
+        self.tensors().map(|tensor| tensor.bytes().len()).sum()
     }
 
     /// (rows, cols) as float32; refuses values that are not finite.
@@ -141,6 +147,22 @@ impl Tail {
     /// Bytes of all branches in their files.
     pub fn byte_len(&self) -> usize {
         self.branches.iter().flatten().map(|b| b.down.byte_len() + b.up.byte_len()).sum()
+    }
+
+    /// A hash of everything that decides what the branches compute.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hash = blake3::Hasher::new();
+        for (linear, branch) in
+            self.branches.iter().enumerate().flat_map(|(i, list)| list.iter().map(move |b| (i, b)))
+        {
+            hash.update(&(linear as u64).to_le_bytes());
+            hash.update(&[u8::from(branch.kind.is_gelu())]).update(&branch.scaling.to_bits().to_le_bytes());
+            for tensor in [&branch.down, &branch.up].into_iter().flat_map(LowRank::tensors) {
+                hash.update(format!("{:?} {:?}", tensor.dtype, tensor.shape).as_bytes())
+                    .update(tensor.bytes());
+            }
+        }
+        hash.finalize().into()
     }
 
     /// Several adapters at once, each with a scale.

@@ -1,10 +1,12 @@
 //! KV caches: each layer's keys and values, float32 for float activations, half precision for int8 ones.
 
+use std::ops::Range;
+
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::arch::{ModelShape, Slot};
-use crate::device::Activations;
+use crate::device::{Activations, position_bytes};
 use crate::error::{Error, Result};
 
 /// Positions' keys or values of one layer, (KV heads, S, D).
@@ -18,6 +20,20 @@ impl Lines {
         match self {
             Self::F32(all) => all[start..start + line.len()].copy_from_slice(line),
             Self::F16(all) => all[start..start + line.len()].convert_from_f32_slice(line),
+        }
+    }
+
+    fn bytes(&self, range: Range<usize>) -> &[u8] {
+        match self {
+            Self::F32(all) => bytemuck::cast_slice(&all[range]),
+            Self::F16(all) => bytemuck::cast_slice(&all[range]),
+        }
+    }
+
+    fn bytes_mut(&mut self, range: Range<usize>) -> &mut [u8] {
+        match self {
+            Self::F32(all) => bytemuck::cast_slice_mut(&mut all[range]),
+            Self::F16(all) => bytemuck::cast_slice_mut(&mut all[range]),
         }
     }
 
@@ -39,6 +55,7 @@ pub(super) struct Layer {
     keys: Lines,
     values: Lines,
     capacity: usize,
+    kv_heads: usize,
     head_dim: usize,
 }
 
@@ -51,6 +68,12 @@ impl Layer {
             self.keys.write(start, key);
             self.values.write(start, value);
         }
+    }
+
+    /// Where each head's elements of one position lie.
+    fn heads(&self, position: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (stride, d, start) = (self.capacity * self.head_dim, self.head_dim, position * self.head_dim);
+        (0..self.kv_heads).map(move |head| head * stride + start..head * stride + start + d)
     }
 
     /// The keys of one head at `first .. first + count`, (count, D).
@@ -88,12 +111,8 @@ pub(super) struct Cache {
 impl Cache {
     /// An empty cache for `capacity` positions; the system hands out its pages as they are written.
     pub(super) fn new(shape: &ModelShape, capacity: usize, activations: Activations) -> Result<Self> {
-        let element = match activations {
-            Activations::F32 => 4,
-            Activations::Int8 => 2,
-        };
         let lines = shape.width(Slot::Key).checked_mul(capacity);
-        let bytes = lines.and_then(|n| n.checked_mul(element)?.checked_mul(2)?.checked_mul(shape.layers));
+        let bytes = position_bytes(shape, activations).checked_mul(capacity);
         let out_of_memory = |bytes: usize, reason: String| Error::OutOfMemory {
             what: format!("a KV cache of {capacity} positions"),
             bytes: bytes as u64,
@@ -109,8 +128,46 @@ impl Cache {
             Activations::Int8 => Lines::F16(vec![f16::ZERO; lines]),
         };
         let layers = (0..shape.layers)
-            .map(|_| Layer { keys: empty(), values: empty(), capacity, head_dim: shape.head_dim })
+            .map(|_| Layer {
+                keys: empty(),
+                values: empty(),
+                capacity,
+                kv_heads: shape.kv_heads,
+                head_dim: shape.head_dim,
+            })
             .collect();
         Ok(Self { layers, capacity, bytes: bytes as u64 })
     }
+
+    /// The first positions' keys and values, (positions, layers, 2, KV heads * D).
+    pub(super) fn read(&self, positions: usize, out: &mut Vec<u8>) {
+        for position in 0..positions {
+            for layer in &self.layers {
+                for lines in [&layer.keys, &layer.values] {
+                    layer.heads(position).for_each(|range| out.extend_from_slice(lines.bytes(range)));
+                }
+            }
+        }
+    }
+
+    /// Puts down what [`Cache::read`] gave.
+    pub(super) fn write(&mut self, positions: usize, mut bytes: &[u8]) {
+        for position in 0..positions {
+            for layer in &mut self.layers {
+                for range in layer.heads(position) {
+                    take(&mut bytes, layer.keys.bytes_mut(range));
+                }
+                for range in layer.heads(position) {
+                    take(&mut bytes, layer.values.bytes_mut(range));
+                }
+            }
+        }
+    }
+}
+
+/// Moves the beginning of `bytes` to `to`.
+fn take(bytes: &mut &[u8], to: &mut [u8]) {
+    let (first, rest) = bytes.split_at(to.len().min(bytes.len()));
+    to[..first.len()].copy_from_slice(first);
+    *bytes = rest;
 }

@@ -25,7 +25,7 @@ pub use observe::{Inputs, Observer, Stage};
 use crate::adapter::Tail;
 use crate::device::{
     Activations, Answer, CacheId, Device, DeviceInfo, DeviceMemory, Forward, Model, TailId, check_pass,
-    check_tail,
+    check_positions, check_tail, position_bytes,
 };
 use crate::error::{Error, Result};
 use cache::Cache;
@@ -108,7 +108,6 @@ impl CpuDevice {
         steps: Range<usize>,
         observer: Option<Observer<'_>>,
     ) -> Result<Answer> {
-        let unknown = |what, id: u64| Error::option(what, id, "this device holds none of that id");
         let tail = match pass.tail {
             Some(id) => Some(self.tails.get(&id).ok_or_else(|| unknown("tail", id.0))?),
             None => None,
@@ -174,9 +173,30 @@ impl Device for CpuDevice {
         self.tails.remove(&tail);
     }
 
+    fn read_cache(&mut self, cache: CacheId, positions: usize) -> Result<Vec<u8>> {
+        let line = position_bytes(&self.model.recipe.shape, self.info.activations);
+        let cache = self.caches.get(&cache).ok_or_else(|| unknown("cache", cache.0))?;
+        let bytes = positions.saturating_mul(line);
+        check_positions(bytes, line, cache.capacity)?;
+        let mut out = Vec::with_capacity(bytes);
+        cache.read(positions, &mut out);
+        Ok(out)
+    }
+
+    fn write_cache(&mut self, cache: CacheId, bytes: &[u8]) -> Result<()> {
+        let line = position_bytes(&self.model.recipe.shape, self.info.activations);
+        let cache = self.caches.get_mut(&cache).ok_or_else(|| unknown("cache", cache.0))?;
+        cache.write(check_positions(bytes.len(), line, cache.capacity)?, bytes);
+        Ok(())
+    }
+
     fn forward(&mut self, pass: &Forward<'_>) -> Result<Answer> {
         self.run(pass, 0..self.model.recipe.steps.len(), None)
     }
+}
+
+fn unknown(what: &str, id: u64) -> Error {
+    Error::option(what, id, "this device holds none of that id")
 }
 
 /// Refuses tensors that are not those of the recipe: every later index relies on it.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -54,6 +54,12 @@ pub struct EngineOptions {
     pub prefill_chunk: Option<usize>,
     /// Bytes of adapters that stay resident after their last use, the least recently used going first; by default 64 MiB.
     pub adapter_budget: Option<u64>,
+    /// Bytes of ordinary memory for beginnings of conversations that were computed before: instructions, and what
+    /// [`CachePolicy::Restore`](crate::session::CachePolicy::Restore) puts aside. By default 32 MiB; 0 for none.
+    pub prefix_budget: Option<u64>,
+    /// A folder in which the beginnings that instructions make outlive the process, within the same budget. Its files belong
+    /// to this model, device and driver; the folder may be emptied at any time. By default none.
+    pub prefix_folder: Option<PathBuf>,
 }
 
 /// What is known of a model folder before it is loaded.
@@ -125,6 +131,8 @@ impl Engine {
             context_size: options.context_size,
             prefill_chunk: options.prefill_chunk,
             adapter_budget: options.adapter_budget,
+            prefix_budget: options.prefix_budget,
+            prefix_folder: options.prefix_folder,
             files: Some(files),
         })?;
         engine.load_time = start.elapsed();

@@ -28,12 +28,12 @@ use crate::adapter::Tail;
 use crate::arch::{MatrixId, Recipe, Step, VectorId};
 use crate::device::{
     Activations, Answer, CacheId, Device, DeviceInfo, DeviceMemory, Forward, Model, TailId, check_pass,
-    check_tail,
+    check_positions, check_tail, position_bytes,
 };
 use crate::error::{Error, Result};
 use crate::kernels::attention::MAX_DIM;
 use crate::kernels::{BLOCK, Binding, Width};
-use cache::GpuCache;
+use cache::{GpuCache, Lines};
 use context::Context;
 use matrix::GpuMatrix;
 use pipeline::Pipelines;
@@ -184,6 +184,19 @@ impl GpuDevice {
         self.next_id += 1;
         self.next_id
     }
+
+    fn cache(&self, id: CacheId) -> Result<&GpuCache> {
+        let unknown = || Error::option("cache", id.0, "this device has no such cache");
+        self.caches.get(&id).ok_or_else(unknown)
+    }
+
+    fn position_bytes(&self) -> usize {
+        position_bytes(&self.model.recipe.shape, self.info.activations)
+    }
+
+    fn lines(&self) -> Lines {
+        Lines::new(&self.model.recipe.shape, self.info.activations == Activations::Int8)
+    }
 }
 
 impl Device for GpuDevice {
@@ -231,11 +244,21 @@ impl Device for GpuDevice {
         self.tails.remove(&tail);
     }
 
+    fn read_cache(&mut self, cache: CacheId, positions: usize) -> Result<Vec<u8>> {
+        let (cache, line) = (self.cache(cache)?, self.position_bytes());
+        check_positions(positions.saturating_mul(line), line, cache.capacity)?;
+        cache.read(&self.context, &self.lines(), positions)
+    }
+
+    fn write_cache(&mut self, cache: CacheId, bytes: &[u8]) -> Result<()> {
+        let cache = self.cache(cache)?;
+        let positions = check_positions(bytes.len(), self.position_bytes(), cache.capacity)?;
+        cache.write(&self.context, &self.lines(), positions, bytes)
+    }
+
     fn forward(&mut self, pass: &Forward<'_>) -> Result<Answer> {
         self.context.check("a forward pass")?;
-        let Some(cache) = self.caches.get(&pass.cache) else {
-            return Err(Error::option("cache", pass.cache.0, "this device has no such cache"));
-        };
+        let cache = self.cache(pass.cache)?;
         check_pass(&self.model.recipe, &self.info, pass, cache.capacity)?;
         let Some(id) = pass.tail else { return self.run(pass, None) };
         // Taken out for the pass, because recording borrows the device.

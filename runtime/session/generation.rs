@@ -48,6 +48,8 @@ pub struct Generation {
     prompt_len: usize,
     /// Tokens of the prompt that the cache held.
     reused: usize,
+    /// How many of them are not what computing them now would give.
+    inexact: usize,
     /// The user's message, unless the prompt was given as tokens.
     prompt: Option<String>,
     text: String,
@@ -86,8 +88,6 @@ impl Generation {
             Err(e) if prompt.is_some() || !options.stop.is_empty() => return Err(e),
             Err(_) => None,
         };
-        // The last token is always computed: its logits are wanted.
-        let reused = session.cache.common(&tokens, session.adapters.as_ref(), tokens.len() - 1);
         let serial = NEXT.fetch_add(1, Ordering::Relaxed);
         session.generation = serial;
         Ok(Self {
@@ -95,7 +95,8 @@ impl Generation {
             phase: Phase::Prefill,
             begun: false,
             prompt_len: tokens.len(),
-            reused,
+            reused: 0,
+            inexact: 0,
             prompt,
             text: String::new(),
             decoder,
@@ -141,7 +142,7 @@ impl Generation {
     /// it when the prompt continued the transcript.
     pub fn roll_back(&mut self, session: &mut Session) {
         if self.begun && !self.is_over() && session.generation == self.serial {
-            session.cache.truncate(self.reused, session.adapters.as_ref());
+            session.cache.truncate(self.reused);
         }
         self.phase = Phase::Over;
     }
@@ -170,18 +171,33 @@ impl Generation {
     fn prefill(&mut self, session: &mut Session) -> Result<()> {
         let begun = Instant::now();
         let want = self.want();
-        let adapters = session.adapters.as_ref();
         if !std::mem::replace(&mut self.begun, true) {
-            session.cache.truncate(self.reused, adapters);
+            self.begin(session)?;
         }
         let is_last = self.prompt_len - session.cache.len() <= session.shared.prefill_chunk;
         let want = if is_last { want } else { Want::Nothing };
-        let answer = session.cache.step(&session.shared, &self.tokens, adapters, want)?;
+        let answer = session.cache.step(&session.shared, &self.tokens, session.adapters.as_ref(), want)?;
         if is_last {
             self.choose(answer)?;
             self.clock.first_token = self.clock.start.elapsed();
+            if self.prompt.is_some() {
+                session.put_instructions_aside(&self.tokens[..self.prompt_len]);
+            }
         }
         self.clock.prefill += begun.elapsed();
+        Ok(())
+    }
+
+    /// Finds what of the prompt is computed already.
+    fn begin(&mut self, session: &mut Session) -> Result<()> {
+        if self.prompt.is_some() {
+            session.recall_instructions(&self.tokens)?;
+        }
+        let adapters = session.adapters.as_ref();
+        // The last token is always computed: its logits are wanted.
+        let limit = self.tokens.len() - 1;
+        self.reused = session.cache.begin(&session.shared, &self.tokens, adapters, limit)?;
+        self.inexact = self.reused.saturating_sub(session.cache.exact(adapters));
         Ok(())
     }
 
@@ -273,6 +289,7 @@ impl Generation {
         Usage {
             prompt_tokens: self.prompt_len,
             cached_tokens: self.reused,
+            inexact_tokens: self.inexact,
             output_tokens: self.output().len(),
             time_to_first_token: self.clock.first_token,
             prefill_tokens_per_second: rate(self.prompt_len - self.reused, self.clock.prefill),

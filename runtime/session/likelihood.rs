@@ -37,7 +37,8 @@ impl Session {
         }
         let opened = self.prompt_tokens(prompt, true)?;
         let joined = self.chat_template().is_none();
-        choices
+        self.recall_instructions(&opened)?;
+        let scores = choices
             .iter()
             .map(|choice| {
                 let tokens = if joined {
@@ -48,7 +49,9 @@ impl Session {
                 };
                 self.log_likelihood(&tokens, opened.len())
             })
-            .collect()
+            .collect::<Result<_>>()?;
+        self.put_instructions_aside(&opened);
+        Ok(scores)
     }
 }
 

@@ -8,6 +8,8 @@ mod cache;
 mod generation;
 mod likelihood;
 pub mod options;
+pub(crate) mod prefix_files;
+pub(crate) mod prefixes;
 pub mod random;
 pub(crate) mod residency;
 pub mod resident;
@@ -15,6 +17,7 @@ pub mod sampler;
 pub(crate) mod shared;
 pub mod stop;
 mod stream;
+mod switching;
 mod task;
 
 pub use generation::{Generation, Progress};
@@ -22,6 +25,7 @@ pub use likelihood::log_likelihood;
 pub use options::{FinishReason, GenerationOptions, Response, ResponseChunk, Usage};
 pub use resident::{BoundAdapter, ResidentAdapter};
 pub use stream::{CancelHandle, ResponseStream};
+pub use switching::{CachePolicy, SwitchReport};
 pub use task::TaskDefaults;
 
 use std::sync::Arc;
@@ -33,6 +37,7 @@ use crate::text::chat::{ChatTemplate, Context};
 use crate::text::{Message, Role};
 use cache::Cache;
 use residency::Residency;
+use resident::AdapterKey;
 use shared::Shared;
 
 /// How a session begins.
@@ -60,6 +65,8 @@ pub struct Session {
     defaults: GenerationOptions,
     messages: Vec<Message>,
     tokens: Vec<u32>,
+    /// How conversations under the adapters in use begin, for [`Session::stable`].
+    openings: Option<(Arc<AdapterKey>, [Vec<u32>; 2])>,
     /// The serial number of the last response that was begun; earlier ones are void.
     generation: u64,
 }
@@ -80,6 +87,7 @@ impl Session {
             defaults: options.defaults,
             messages: Vec::new(),
             tokens: Vec::new(),
+            openings: None,
             generation: 0,
         })
     }
@@ -124,10 +132,12 @@ impl Session {
     pub fn prewarm(&mut self, prompt_prefix: &str) -> Result<()> {
         let tokens = self.prompt_tokens(prompt_prefix, false)?;
         self.check_prompt(&tokens)?;
-        self.cache.begin(&tokens, self.adapters.as_ref(), tokens.len());
+        self.recall_instructions(&tokens)?;
+        self.cache.begin(&self.shared, &tokens, self.adapters.as_ref(), tokens.len())?;
         while self.cache.len() < tokens.len() {
             self.cache.step(&self.shared, &tokens, self.adapters.as_ref(), Want::Nothing)?;
         }
+        self.put_instructions_aside(&tokens);
         Ok(())
     }
 
@@ -141,7 +151,7 @@ impl Session {
     ) -> Result<()> {
         self.check_prompt(tokens)?;
         let from = from.min(tokens.len() - 1);
-        self.cache.begin(tokens, self.adapters.as_ref(), from);
+        self.cache.begin(&self.shared, tokens, self.adapters.as_ref(), from)?;
         while self.cache.len() < from {
             self.cache.step(&self.shared, &tokens[..from], self.adapters.as_ref(), Want::Nothing)?;
         }
@@ -153,13 +163,6 @@ impl Session {
                 visit(first + row, logits);
             }
         }
-        Ok(())
-    }
-
-    /// Goes on with other adapters (an empty list detaches). The transcript stays; what the cache holds was computed with
-    /// the old ones, so the next response computes it anew, and says so in [`Usage::cached_tokens`].
-    pub fn switch_to(&mut self, adapters: &[(BoundAdapter, f32)]) -> Result<()> {
-        self.adapters = self.residency.get(adapters)?;
         Ok(())
     }
 
@@ -215,12 +218,19 @@ impl Session {
             let user = Message::new(Role::User, prompt);
             return self.template_tokens(&[self.messages.as_slice(), &[user]].concat(), open);
         }
-        let tokenizer = self.shared.tokenizer()?;
         if self.tokens.is_empty() {
-            let instructions = self.instructions().unwrap_or_default();
-            return tokenizer.encode(&format!("{instructions}{prompt}"));
+            return self.opening_tokens(prompt, open);
         }
-        Ok([self.tokens.as_slice(), &tokenizer.encode_plain(prompt)?].concat())
+        Ok([self.tokens.as_slice(), &self.shared.tokenizer()?.encode_plain(prompt)?].concat())
+    }
+
+    /// The tokens of a conversation that begins with this prompt.
+    fn opening_tokens(&self, prompt: &str, open: bool) -> Result<Vec<u32>> {
+        if self.chat_template().is_some() {
+            return self.template_tokens(&[Message::new(Role::User, prompt)], open);
+        }
+        let instructions = self.instructions().unwrap_or_default();
+        self.shared.tokenizer()?.encode(&format!("{instructions}{prompt}"))
     }
 
     /// The tokens of a conversation by the chat template.

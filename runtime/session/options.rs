@@ -103,6 +103,8 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// How many of them were in the KV cache already and were not computed again.
     pub cached_tokens: usize,
+    /// How many of those other adapters had computed, as [`CachePolicy::Keep`](super::CachePolicy::Keep) allows; 0 else.
+    pub inexact_tokens: usize,
     /// Tokens generated; one that ends the turn is not counted.
     pub output_tokens: usize,
     /// From the call to the first token.

@@ -2,8 +2,8 @@
 //!
 //! Invariant: an id of the device is dropped exactly once, when its last holder goes.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::shared::Shared;
 use super::task::TaskDefaults;
@@ -24,13 +24,15 @@ struct Bound {
     id: u64,
     tail: Tail,
     task: TaskDefaults,
+    digest: OnceLock<[u8; 32]>,
 }
 
 impl BoundAdapter {
     /// Names a tail; every call gives an adapter of its own, even for equal tails.
     pub(crate) fn new(name: String, tail: Tail, task: TaskDefaults) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self(Arc::new(Bound { name, id: NEXT.fetch_add(1, Ordering::Relaxed), tail, task }))
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::new(Bound { name, id, tail, task, digest: OnceLock::new() }))
     }
 
     /// The task's name.
@@ -50,6 +52,11 @@ impl BoundAdapter {
 
     pub(crate) fn id(&self) -> u64 {
         self.0.id
+    }
+
+    /// Names the branches' content; reads them all, once.
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        *self.0.digest.get_or_init(|| self.0.tail.digest())
     }
 }
 

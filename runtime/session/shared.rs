@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::options::GenerationOptions;
+use super::prefixes::Prefixes;
 use crate::device::{Answer, Device, Forward, Model};
 use crate::error::{Error, Result};
 use crate::text::{Tokenizer, TokenizerConfig};
@@ -24,6 +25,9 @@ pub(crate) struct Shared {
     pub(crate) context_size: usize,
     pub(crate) prefill_chunk: usize,
     pub(crate) counters: Counters,
+    /// Bytes of one position's keys and values outside the device.
+    pub(crate) position_bytes: usize,
+    pub(crate) prefixes: Prefixes,
 }
 
 /// What was computed, counted as it happens.

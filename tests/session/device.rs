@@ -32,6 +32,8 @@ pub struct State {
     pub log: Vec<(usize, Want)>,
     /// The likeliest token after a position, in place of the hash's.
     pub script: HashMap<usize, u32>,
+    /// Caches cannot be copied out.
+    pub no_copies: bool,
     /// Called before every pass with its number.
     pub hook: Option<Hook>,
 }
@@ -54,6 +56,8 @@ impl State {
 
 pub struct TestDevice {
     info: DeviceInfo,
+    /// Bytes of one position outside the device.
+    line: usize,
     pub state: Arc<Mutex<State>>,
 }
 
@@ -117,6 +121,32 @@ impl Device for TestDevice {
 
     fn drop_tail(&mut self, tail: TailId) {
         assert!(self.state.lock().unwrap().tails.remove(&tail.0).is_some(), "dropped twice");
+    }
+
+    fn read_cache(&mut self, cache: CacheId, positions: usize) -> Result<Vec<u8>> {
+        let state = self.state.lock().unwrap();
+        if state.no_copies {
+            return Err(device_error());
+        }
+        let content = &state.caches[&cache.0].1[..positions];
+        let line = |(token, tail): &(u32, u64)| {
+            let mut line = [token.to_le_bytes().as_slice(), &tail.to_le_bytes()].concat();
+            line.resize(self.line, 0);
+            line
+        };
+        Ok(content.iter().flat_map(line).collect())
+    }
+
+    fn write_cache(&mut self, cache: CacheId, bytes: &[u8]) -> Result<()> {
+        let mut state = self.state.lock().unwrap();
+        let lines = bytes.chunks_exact(self.line);
+        assert!(lines.remainder().is_empty());
+        let content = lines.map(|line| {
+            let (token, rest) = line.split_first_chunk().unwrap();
+            (u32::from_le_bytes(*token), u64::from_le_bytes(*rest.first_chunk().unwrap()))
+        });
+        state.caches.get_mut(&cache.0).unwrap().1 = content.collect();
+        Ok(())
     }
 
     fn forward(&mut self, pass: &Forward<'_>) -> Result<Answer> {
@@ -218,14 +248,22 @@ pub struct Setup {
     pub context_size: usize,
     pub generation_config: serde_json::Value,
     pub adapter_budget: Option<u64>,
+    pub prefix_budget: Option<u64>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let generation_config = serde_json::json!({"eos_token_id": EOS});
         // Nothing outlives its use, so that tests can count what is held.
-        let adapter_budget = Some(0);
-        Self { template: false, tokenizer: true, context_size: 200, generation_config, adapter_budget }
+        let (adapter_budget, prefix_budget) = (Some(0), Some(0));
+        Self {
+            template: false,
+            tokenizer: true,
+            context_size: 200,
+            generation_config,
+            adapter_budget,
+            prefix_budget,
+        }
     }
 }
 
@@ -238,6 +276,7 @@ pub fn engine(setup: Setup) -> (Engine, Arc<Mutex<State>>) {
         recipe: Arc::new(recipe),
         weights: Arc::new(Weights { matrices: Vec::new(), vectors: Vec::new() }),
     };
+    let line = position_bytes(&model.recipe.shape, Activations::F32);
     let state = Arc::new(Mutex::new(State::default()));
     let info = DeviceInfo {
         kind: "cpu",
@@ -257,7 +296,7 @@ pub fn engine(setup: Setup) -> (Engine, Arc<Mutex<State>>) {
     });
     let engine = Engine::from_parts(EngineParts {
         model,
-        device: Box::new(TestDevice { info, state: state.clone() }),
+        device: Box::new(TestDevice { info, line, state: state.clone() }),
         folder: "test".into(),
         files: None,
         scheme: "none".into(),
@@ -268,6 +307,8 @@ pub fn engine(setup: Setup) -> (Engine, Arc<Mutex<State>>) {
         context_size: Some(setup.context_size),
         prefill_chunk: None,
         adapter_budget: setup.adapter_budget,
+        prefix_budget: setup.prefix_budget,
+        prefix_folder: None,
     });
     (engine.unwrap(), state)
 }

@@ -16,6 +16,12 @@ extension Engine {
         public var threads: Int?
         /// Bytes of adapters that stay resident after their last use, by default 64 MiB. The least recently used go first.
         public var adapterBudgetBytes: Int?
+        /// Bytes for beginnings of conversations that were computed before: instructions, and what ``CachePolicy/restore``
+        /// puts aside. By default 32 MiB; 0 for none.
+        public var prefixBudgetBytes: Int?
+        /// A folder in which the beginnings that instructions make outlive the process, such as one in the app's caches;
+        /// within the same budget. By default none.
+        public var prefixFolder: URL?
 
         /// A configuration.
         public init(
@@ -24,7 +30,9 @@ extension Engine {
             activations: Activations = .auto,
             contextSize: Int? = nil,
             threads: Int? = nil,
-            adapterBudgetBytes: Int? = nil
+            adapterBudgetBytes: Int? = nil,
+            prefixBudgetBytes: Int? = nil,
+            prefixFolder: URL? = nil
         ) {
             self.model = model
             self.device = device
@@ -32,6 +40,8 @@ extension Engine {
             self.contextSize = contextSize
             self.threads = threads
             self.adapterBudgetBytes = adapterBudgetBytes
+            self.prefixBudgetBytes = prefixBudgetBytes
+            self.prefixFolder = prefixFolder
         }
     }
 
@@ -58,23 +68,24 @@ extension Engine {
 
 extension Engine.Configuration {
     func bindings() throws(EngineError) -> CaloraBindings.EngineConfig {
-        let budget: UInt64?
-        if let bytes = adapterBudgetBytes {
-            guard let exact = UInt64(exactly: bytes) else {
-                throw .invalidOption(option: "adapter_budget", value: String(bytes), reason: "give a number of bytes")
-            }
-            budget = exact
-        } else {
-            budget = nil
-        }
-        return CaloraBindings.EngineConfig(
+        CaloraBindings.EngineConfig(
             model: model.filePath,
             device: device.bindings,
             activations: activations.bindings,
             contextSize: try count(contextSize, "context_size"),
             threads: try count(threads, "threads"),
-            adapterBudgetBytes: budget
+            adapterBudgetBytes: try budget(adapterBudgetBytes, "adapter_budget"),
+            prefixBudgetBytes: try budget(prefixBudgetBytes, "prefix_budget"),
+            prefixFolder: prefixFolder?.filePath
         )
+    }
+
+    private func budget(_ bytes: Int?, _ option: String) throws(EngineError) -> UInt64? {
+        guard let bytes else { return nil }
+        guard let exact = UInt64(exactly: bytes) else {
+            throw .invalidOption(option: option, value: String(bytes), reason: "give a number of bytes")
+        }
+        return exact
     }
 }
 

@@ -1,6 +1,6 @@
 internal import CaloraBindings
 
-/// Bytes that the engine holds on its device.
+/// Bytes that the engine holds.
 public struct MemoryUse: Sendable, Hashable {
     /// Base weights; on the CPU these are mapped pages, which the system may drop and read again.
     public let weightBytes: UInt64
@@ -10,10 +10,12 @@ public struct MemoryUse: Sendable, Hashable {
     public let adapterBytes: UInt64
     /// Working memory.
     public let scratchBytes: UInt64
+    /// Beginnings of conversations that were put aside, in ordinary memory.
+    public let prefixBytes: UInt64
 
     /// All of it.
     public var totalBytes: UInt64 {
-        weightBytes + cacheBytes + adapterBytes + scratchBytes
+        weightBytes + cacheBytes + adapterBytes + scratchBytes + prefixBytes
     }
 
     init(_ memory: CaloraBindings.MemoryUse) {
@@ -21,12 +23,13 @@ public struct MemoryUse: Sendable, Hashable {
         cacheBytes = memory.cacheBytes
         adapterBytes = memory.adapterBytes
         scratchBytes = memory.scratchBytes
+        prefixBytes = memory.prefixBytes
     }
 }
 
 /// How urgently memory is wanted.
 public enum MemoryPressure: Sendable, Hashable, CaseIterable {
-    /// Adapters that no session uses go.
+    /// Adapters that no session uses go, and beginnings of conversations that were put aside.
     case moderate
     /// KV caches of idle sessions go too; their next response computes the conversation anew.
     case critical
@@ -41,7 +44,7 @@ public enum MemoryPressure: Sendable, Hashable, CaseIterable {
 
 /// What trimming freed.
 public struct TrimReport: Sendable, Hashable {
-    /// Bytes freed on the device.
+    /// Bytes freed.
     public let freedBytes: UInt64
     /// Adapters that are no longer resident.
     public let evictedAdapters: Int

@@ -44,15 +44,26 @@ public final class Session: Sendable {
         try await engineErrors { try await core.prewarm(promptPrefix: promptPrefix) }
     }
 
-    /// Goes on with another task, or without one. No base weight moves; the conversation stays, and the next response
-    /// computes it anew under the new adapter: ``Usage/cachedTokens`` says what that cost.
-    public func switchTo(_ adapter: TaskAdapter?) async throws(EngineError) {
-        try await switchTo(adapter.map { [$0.scaled(by: 1)] } ?? [])
+    /// Goes on with another task, or without one. No base weight moves and the conversation stays.
+    ///
+    /// - Parameter cache: What of the conversation the next response computes anew; by default all of it.
+    /// - Returns: What is kept and what that costs.
+    @discardableResult
+    public func switchTo(
+        _ adapter: TaskAdapter?, cache: CachePolicy = .recompute
+    ) async throws(EngineError) -> SwitchReport {
+        try await switchTo(adapter.map { [$0.scaled(by: 1)] } ?? [], cache: cache)
     }
 
     /// Goes on with several adapters at once, whose ranks add up; an empty list detaches.
-    public func switchTo(_ adapters: [ScaledAdapter]) async throws(EngineError) {
-        try await engineErrors { try await core.switchTo(adapters: adapters.map(\.bindings)) }
+    @discardableResult
+    public func switchTo(
+        _ adapters: [ScaledAdapter], cache: CachePolicy = .recompute
+    ) async throws(EngineError) -> SwitchReport {
+        let report = try await engineErrors {
+            try await core.switchTo(adapters: adapters.map(\.bindings), policy: cache.bindings)
+        }
+        return SwitchReport(report)
     }
 
     /// Forgets the conversation.

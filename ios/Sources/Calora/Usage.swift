@@ -4,8 +4,10 @@ internal import CaloraBindings
 public struct Usage: Sendable, Hashable {
     /// Tokens of the whole prompt, the conversation so far included.
     public let promptTokens: Int
-    /// How many of them were in the KV cache already. After a swap of adapters this is 0: the rest is what the swap cost.
+    /// How many of them were computed already. After a swap of adapters the rest is what the swap cost.
     public let cachedTokens: Int
+    /// How many of those other adapters had computed, as ``CachePolicy/keep`` allows; 0 else.
+    public let inexactTokens: Int
     /// Tokens generated.
     public let outputTokens: Int
     /// From the first pull to the first token.
@@ -18,6 +20,7 @@ public struct Usage: Sendable, Hashable {
     init(_ usage: CaloraBindings.Usage) {
         promptTokens = Int(usage.promptTokens)
         cachedTokens = Int(usage.cachedTokens)
+        inexactTokens = Int(usage.inexactTokens)
         outputTokens = Int(usage.outputTokens)
         timeToFirstToken = .seconds(usage.timeToFirstToken)
         prefillTokensPerSecond = usage.prefillTokensPerSecond

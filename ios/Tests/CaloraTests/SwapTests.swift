@@ -44,6 +44,45 @@ private let command = "wake me with some quiet piano music"
         #expect(session.transcript.count == 4)
     }
 
+    @Test func aPolicySaysWhatOfTheConversationIsKept() async throws {
+        let engine = try await Models.engine()
+        let intent = try await engine.adapters.open(Models.adapter("intent"))
+        let clean = try await engine.adapters.open(Models.adapter("clean-question"))
+        let session = try await engine.session(adapter: intent)
+        _ = try await session.respond(to: Array(repeating: command, count: 4).joined(separator: " "))
+        let away = try await session.switchTo(clean, cache: .restore)
+        #expect(away.isExact && away.putAsideBytes > 0 && away.cachedTokens == 0)
+        #expect(try await engine.memory().prefixBytes == away.putAsideBytes)
+        let back = try await session.switchTo(intent, cache: .restore)
+        #expect(back.isExact && back.cachedTokens > 16)
+        let restored = try await session.respond(to: command).usage
+        #expect(restored.cachedTokens >= back.cachedTokens && restored.inexactTokens == 0)
+
+        let kept = try await session.switchTo(clean, cache: .keep)
+        #expect(!kept.isExact && kept.cachedTokens > back.cachedTokens)
+        #expect(try await session.respond(to: command).usage.inexactTokens == kept.inexactTokens)
+        #expect(try await session.switchTo(clean).cachedTokens == 0)
+        try await engine.trim(.moderate)
+        #expect(try await engine.memory().prefixBytes == 0)
+    }
+
+    @Test func instructionsAreComputedOnceAlsoForTheNextEngine() async throws {
+        let folder = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+        defer { try? FileManager.default.removeItem(at: folder) }
+        let told = "Answer in one short sentence about rivers, and say nothing else, please."
+        let options = GenerationOptions(maxTokens: 12, temperature: 0)
+        var texts: [String] = []
+        for round in 0..<2 {
+            let engine = try await Engine.load(.init(model: Models.base, device: .cpu, prefixFolder: folder))
+            let first = try await engine.session(instructions: told).respond(to: command, options: options)
+            #expect((first.usage.cachedTokens > 16) == (round > 0))
+            let second = try await engine.session(instructions: told).respond(to: command, options: options)
+            #expect(second.usage.cachedTokens > 16)
+            texts += [first.text, second.text]
+        }
+        #expect(Set(texts).count == 1)
+    }
+
     @Test func detachedAndScaleZeroAreTheBase() async throws {
         let engine = try await Models.engine()
         let intent = try await engine.adapters.open(Models.adapter("intent"))

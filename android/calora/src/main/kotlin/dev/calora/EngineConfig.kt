@@ -12,6 +12,10 @@ import java.io.File
  * @property threads threads of the CPU device; null for one a core
  * @property adapterBudgetBytes bytes of adapters that stay resident after their last use, the least recently used go
  *   first; null for 64 MiB
+ * @property prefixBudgetBytes bytes for beginnings of conversations that were computed before: instructions, and what
+ *   [CachePolicy.RESTORE] puts aside; null for 32 MiB, 0 for none
+ * @property prefixFolder a folder in which the beginnings that instructions make outlive the process, such as one in the
+ *   app's `cacheDir`; within the same budget
  */
 public data class EngineConfig(
     val model: File,
@@ -20,6 +24,8 @@ public data class EngineConfig(
     val contextSize: Int? = null,
     val threads: Int? = null,
     val adapterBudgetBytes: Long? = null,
+    val prefixBudgetBytes: Long? = null,
+    val prefixFolder: File? = null,
 )
 
 /** Which device computes. */
@@ -64,4 +70,6 @@ internal fun EngineConfig.toFfi() =
         contextSize = contextSize?.unsigned("contextSize"),
         threads = threads?.unsigned("threads"),
         adapterBudgetBytes = adapterBudgetBytes?.unsigned("adapterBudgetBytes"),
+        prefixBudgetBytes = prefixBudgetBytes?.unsigned("prefixBudgetBytes"),
+        prefixFolder = prefixFolder?.path,
     )

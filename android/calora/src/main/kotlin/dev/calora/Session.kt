@@ -96,14 +96,16 @@ internal constructor(private val ffi: dev.calora.ffi.Session, adapters: List<Sca
     public suspend fun prewarm(promptPrefix: String): Unit = awaitNative { ffi.prewarm(promptPrefix) }
 
     /**
-     * Goes on with another task, or with none. No base weight moves and the conversation stays; the next response
-     * computes it anew under the new adapter, which [Usage.cachedTokens] shows.
+     * Goes on with another task, or with none. No base weight moves and the conversation stays.
      *
+     * @param cache what of the conversation the next response computes anew; by default all of it
+     * @return what is kept and what that costs
      * @throws EngineException.Busy while a response is in progress
      * @throws EngineException.OutOfMemory if there is no room for the adapter
      * @throws EngineException.Closed after [close], [Engine.close] or [TaskAdapter.close]
      */
-    public suspend fun switchTo(adapter: TaskAdapter?): Unit = switchTo(listOfNotNull(adapter?.let(::ScaledAdapter)))
+    public suspend fun switchTo(adapter: TaskAdapter?, cache: CachePolicy = CachePolicy.RECOMPUTE): SwitchReport =
+        switchTo(listOfNotNull(adapter?.let(::ScaledAdapter)), cache)
 
     /**
      * [switchTo] with several adapters at once, or with scaled ones; their effects add up.
@@ -111,9 +113,13 @@ internal constructor(private val ffi: dev.calora.ffi.Session, adapters: List<Sca
      * @throws EngineException.InvalidOption if a scale cannot work
      * @throws EngineException what the other [switchTo] throws
      */
-    public suspend fun switchTo(adapters: List<ScaledAdapter>) {
-        awaitNative { ffi.switchTo(adapters.toFfi()) }
+    public suspend fun switchTo(
+        adapters: List<ScaledAdapter>,
+        cache: CachePolicy = CachePolicy.RECOMPUTE,
+    ): SwitchReport {
+        val report = awaitNative { ffi.switchTo(adapters.toFfi(), cache.toFfi()) }
         this.adapters = adapters.toList()
+        return report.toApi()
     }
 
     /**

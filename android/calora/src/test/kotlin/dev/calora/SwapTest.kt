@@ -1,5 +1,6 @@
 package dev.calora
 
+import java.nio.file.Files
 import kotlin.test.Test
 import kotlin.test.assertEquals
 import kotlin.test.assertNotEquals
@@ -50,6 +51,49 @@ class SwapTest {
             val again = session.respond(COMMAND, options).usage
             assertTrue(again.cachedTokens >= after.promptTokens, "$again after $after")
         }
+    }
+
+    @Test
+    fun `a policy says what of the conversation is kept`() = engineTest { engine ->
+        val intent = engine.adapters.open(task("intent"))
+        val spam = engine.adapters.open(task("spam"))
+        val long = List(4) { COMMAND }.joinToString(" ")
+        engine.session(intent).use { session ->
+            session.respond(long, options)
+            val away = session.switchTo(spam, CachePolicy.RESTORE)
+            assertTrue(away.isExact && away.putAsideBytes > 0 && away.cachedTokens == 0, "$away")
+            assertEquals(away.putAsideBytes, engine.memory().prefixBytes)
+            val back = session.switchTo(intent, CachePolicy.RESTORE)
+            assertTrue(back.isExact && back.cachedTokens > 16, "$back")
+            val restored = session.respond(COMMAND, options)
+            assertTrue(restored.usage.cachedTokens >= back.cachedTokens && restored.usage.inexactTokens == 0)
+
+            val kept = session.switchTo(spam, CachePolicy.KEEP)
+            assertTrue(!kept.isExact && kept.cachedTokens > back.cachedTokens, "$kept")
+            assertEquals(kept.inexactTokens, session.respond(COMMAND, options).usage.inexactTokens)
+            assertEquals(0, session.switchTo(spam).cachedTokens, "an exact policy trusts none of it")
+        }
+        engine.trim(MemoryPressure.MODERATE)
+        assertEquals(0, engine.memory().prefixBytes)
+    }
+
+    @Test
+    fun `instructions are computed once, also for the next engine`() {
+        val folder = Files.createTempDirectory("prefixes").toFile()
+        val told = "Answer in one short sentence about rivers, and say nothing else, please."
+        suspend fun Engine.ask() = session(instructions = told).use { it.respond(COMMAND, options) }
+        lateinit var first: Response
+        engineTest(on().copy(prefixFolder = folder)) { engine ->
+            first = engine.ask()
+            assertEquals(0, first.usage.cachedTokens)
+            assertTrue(engine.ask().usage.cachedTokens > 16)
+        }
+        engineTest(on().copy(prefixFolder = folder)) { engine ->
+            val again = engine.ask()
+            assertTrue(again.usage.cachedTokens > 16, "${again.usage}")
+            assertEquals(first.text, again.text)
+        }
+        assertTrue(folder.deleteRecursively())
     }
 
     @Test

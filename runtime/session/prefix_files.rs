@@ -1,0 +1,103 @@
+//! Put-aside beginnings that outlive the process: one file for each, named by everything that decides its content.
+//!
+//! Layout: 8 bytes `MAGIC`, the 32-byte blake3 of the rest, then [`crate::device::position_bytes`] for each token. A cache:
+//! a file that is missing, damaged or cannot be written costs its computation and nothing else.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::resident::BoundAdapter;
+use crate::weights::write_atomically;
+
+const MAGIC: &[u8; 8] = b"caloraKV";
+const EXTENSION: &str = "kv";
+/// Magic and checksum.
+const HEAD: usize = 8 + blake3::OUT_LEN;
+
+/// The adapters of a session, whose content enters the name.
+pub(crate) type Source<'a> = [(BoundAdapter, f32)];
+
+/// A folder of such files.
+#[derive(Debug)]
+pub(crate) struct PrefixFiles {
+    folder: PathBuf,
+    /// Names model, device, driver and precision: what was computed elsewhere differs in its last digits.
+    origin: String,
+    /// Of one position.
+    line: usize,
+    /// Bytes of all files; the oldest go first.
+    budget: u64,
+}
+
+impl PrefixFiles {
+    pub(crate) fn new(folder: PathBuf, origin: String, line: usize, budget: u64) -> Self {
+        Self { folder, origin, line, budget }
+    }
+
+    /// What was kept for exactly these tokens under these adapters.
+    pub(super) fn read(&self, tokens: &[u32], source: &Source<'_>) -> Option<Vec<u8>> {
+        let path = self.path(tokens, source);
+        let mut file = fs::read(&path).ok()?;
+        let sound = file.len() == HEAD + tokens.len() * self.line
+            && file.starts_with(MAGIC)
+            && blake3::hash(&file[HEAD..]).as_bytes() == &file[MAGIC.len()..HEAD];
+        if !sound {
+            log::warn!("{}: not a sound prefix; it is computed again", path.display());
+            // Or it would stand in the place of a sound one.
+            let _ = fs::remove_file(&path);
+            return None;
+        }
+        Some(file.split_off(HEAD))
+    }
+
+    /// Keeps a beginning, and removes the oldest files beyond the budget.
+    pub(super) fn write(&self, tokens: &[u32], source: &Source<'_>, bytes: &[u8]) {
+        let path = self.path(tokens, source);
+        if path.exists() || bytes.len() as u64 > self.budget {
+            return;
+        }
+        let content = [MAGIC.as_slice(), blake3::hash(bytes).as_bytes(), bytes].concat();
+        let made = fs::create_dir_all(&self.folder).map_err(|e| crate::Error::io(&self.folder, e));
+        if let Err(e) = made.and_then(|()| write_atomically(&path, &content)) {
+            log::warn!("a prefix was not kept: {e}");
+        }
+        self.prune();
+    }
+
+    fn path(&self, tokens: &[u32], source: &Source<'_>) -> PathBuf {
+        let mut hash = blake3::Hasher::new();
+        hash.update(MAGIC).update(self.origin.as_bytes()).update(&(source.len() as u64).to_le_bytes());
+        for (adapter, scale) in source {
+            hash.update(&adapter.digest()).update(&scale.to_bits().to_le_bytes());
+        }
+        tokens.iter().for_each(|token| _ = hash.update(&token.to_le_bytes()));
+        self.folder.join(hash.finalize().to_hex().as_str()).with_extension(EXTENSION)
+    }
+
+    fn prune(&self) {
+        let mut files = kept(&self.folder);
+        files.sort();
+        let mut total: u64 = files.iter().map(|(_, size, _)| size).sum();
+        for (_, size, path) in files {
+            if total <= self.budget {
+                return;
+            }
+            if let Err(e) = fs::remove_file(&path) {
+                log::warn!("{}: {e}", path.display());
+            }
+            total -= size;
+        }
+    }
+}
+
+/// Files of prefixes: when written, bytes, path.
+fn kept(folder: &Path) -> Vec<(SystemTime, u64, PathBuf)> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let files = entries.filter(|entry| entry.path().extension().is_some_and(|e| e == EXTENSION));
+    let facts = |entry: fs::DirEntry| {
+        let facts = entry.metadata().ok()?;
+        Some((facts.modified().ok()?, facts.len(), entry.path()))
+    };
+    files.filter_map(facts).collect()
+}
