@@ -32,8 +32,8 @@ pub use error::EngineError;
 pub use info::{DeviceInfo, DeviceKind, MemoryUse, ModelInfo, Statistics};
 pub use logging::{LogLevel, LogSink, set_log_level, set_log_sink};
 pub use options::{
-    ChoiceScore, FinishReason, GenerationOptions, Message, ResponseChunk, Role, ScaledAdapter, SessionConfig,
-    Usage,
+    CachePolicy, ChoiceScore, FinishReason, GenerationOptions, Message, ResponseChunk, Role, ScaledAdapter,
+    SessionConfig, SwitchReport, Usage,
 };
 pub use session::Session;
 pub use stream::ResponseStream;
