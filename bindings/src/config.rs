@@ -48,6 +48,9 @@ pub struct EngineConfig {
     /// Bytes of adapters that stay resident after their last use; the least recently used go first. By default 64 MiB.
     #[uniffi(default = None)]
     pub adapter_budget_bytes: Option<u64>,
+    /// Whether the CPU computes where the GPU is refused or lost for good; by default only with `Auto`.
+    #[uniffi(default = None)]
+    pub fallback_to_cpu: Option<bool>,
 }
 
 impl EngineConfig {
@@ -67,6 +70,7 @@ impl EngineConfig {
             context_size: self.context_size.map(|n| n as usize),
             threads: self.threads.map(|n| n as usize),
             adapter_budget: self.adapter_budget_bytes,
+            fallback_to_cpu: self.fallback_to_cpu,
             ..EngineOptions::default()
         }
     }

@@ -101,7 +101,7 @@ pub enum FinishReason {
 pub struct Usage {
     /// Tokens of the whole prompt, the conversation so far included.
     pub prompt_tokens: usize,
-    /// How many of them were in the KV cache already and were not computed again.
+    /// How many of them were in the KV cache already and were not computed again: none if the device was lost meanwhile.
     pub cached_tokens: usize,
     /// Tokens generated; one that ends the turn is not counted.
     pub output_tokens: usize,

@@ -38,8 +38,13 @@ impl Residency {
         &self.shared
     }
 
-    /// Makes a list of adapters resident as one tail, or finds it resident already; `None` for an empty list.
+    /// Makes a list of adapters resident as one tail, or finds it resident already; `None` for an empty list. Where there
+    /// is no room, what is not in use makes room.
     pub(crate) fn get(&self, adapters: &[(BoundAdapter, f32)]) -> Result<Option<ResidentAdapter>> {
+        self.place(|| self.find_or_load(adapters))
+    }
+
+    fn find_or_load(&self, adapters: &[(BoundAdapter, f32)]) -> Result<Option<ResidentAdapter>> {
         if adapters.is_empty() {
             return Ok(None);
         }

@@ -1,10 +1,12 @@
 //! What lives on the device as long as somebody holds it: KV caches and resident adapters.
 //!
-//! Invariant: an id of the device is dropped exactly once, when its last holder goes.
+//! Invariant: an id of the device is dropped exactly once, when its last holder goes; one that went with a lost device is
+//! never named again.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::seat::Placed;
 use super::shared::Shared;
 use super::task::TaskDefaults;
 use crate::adapter::Tail;
@@ -68,8 +70,13 @@ impl ResidentAdapter {
         self.0.bytes
     }
 
-    pub(crate) fn tail(&self) -> TailId {
-        self.0.tail
+    /// Where the branches lie; loaded again if their device was lost.
+    pub(crate) fn tail(&self) -> Result<Placed<TailId>> {
+        let mut tail = self.0.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        if tail.epoch != self.0.shared.epoch() {
+            *tail = place(&self.0.shared, &self.0.adapters)?;
+        }
+        Ok(*tail)
     }
 
     pub(crate) fn key(&self) -> Arc<AdapterKey> {
@@ -80,7 +87,7 @@ impl ResidentAdapter {
 #[derive(Debug)]
 pub(crate) struct Resident {
     shared: Arc<Shared>,
-    tail: TailId,
+    tail: Mutex<Placed<TailId>>,
     key: Arc<AdapterKey>,
     adapters: Vec<(BoundAdapter, f32)>,
     bytes: u64,
@@ -92,16 +99,23 @@ impl Resident {
         adapters: &[(BoundAdapter, f32)],
         key: Arc<AdapterKey>,
     ) -> Result<Self> {
-        let parts: Vec<(&Tail, f32)> = adapters.iter().map(|(a, scale)| (a.tail(), *scale)).collect();
-        let tail = shared.device().load_tail(&Tail::stack(&parts))?;
+        let tail = Mutex::new(place(shared, adapters)?);
         let bytes = adapters.iter().map(|(adapter, _)| adapter.tail().byte_len() as u64).sum();
         Ok(Self { shared: shared.clone(), tail, key, adapters: adapters.to_vec(), bytes })
     }
 }
 
+/// Stacks adapters and loads them.
+fn place(shared: &Shared, adapters: &[(BoundAdapter, f32)]) -> Result<Placed<TailId>> {
+    let parts: Vec<(&Tail, f32)> = adapters.iter().map(|(a, scale)| (a.tail(), *scale)).collect();
+    let tail = Tail::stack(&parts);
+    shared.place(|device| device.load_tail(&tail))
+}
+
 impl Drop for Resident {
     fn drop(&mut self) {
-        self.shared.device().drop_tail(self.tail);
+        let tail = *self.tail.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.shared.release(tail, |device, id| device.drop_tail(id));
     }
 }
 
@@ -109,22 +123,27 @@ impl Drop for Resident {
 #[derive(Debug)]
 pub(super) struct CacheHandle {
     shared: Arc<Shared>,
-    id: CacheId,
+    placed: Placed<CacheId>,
 }
 
 impl CacheHandle {
     pub(super) fn new(shared: &Arc<Shared>, positions: usize) -> Result<Self> {
-        let id = shared.device().create_cache(positions)?;
-        Ok(Self { shared: shared.clone(), id })
+        let placed = shared.place(|device| device.create_cache(positions))?;
+        Ok(Self { shared: shared.clone(), placed })
     }
 
-    pub(super) fn id(&self) -> CacheId {
-        self.id
+    pub(super) fn placed(&self) -> Placed<CacheId> {
+        self.placed
+    }
+
+    /// Whether its device is still there.
+    pub(super) fn is_current(&self) -> bool {
+        self.placed.epoch == self.shared.epoch()
     }
 }
 
 impl Drop for CacheHandle {
     fn drop(&mut self) {
-        self.shared.device().drop_cache(self.id);
+        self.shared.release(self.placed, |device, id| device.drop_cache(id));
     }
 }
