@@ -5,9 +5,10 @@
 
 mod device;
 pub mod load;
+mod survive;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,12 +21,14 @@ use crate::arch::{ModelShape, Recipe};
 pub use crate::device::LoadProgress;
 use crate::device::{Device, DeviceInfo, DeviceMemory, Model, position_bytes};
 use crate::error::{Error, Result};
-pub use crate::session::{BoundAdapter, ResidentAdapter};
+pub use crate::session::{BoundAdapter, EngineEvent, MakeDevice, Recovery, ResidentAdapter};
 use crate::session::{
     GenerationOptions, Session, SessionOptions, TaskDefaults,
+    events::Events,
     prefix_files::PrefixFiles,
     prefixes::{self, Prefixes},
     residency::{DEFAULT_BUDGET, Residency},
+    seat::Seat,
     shared::{Counters, Shared},
     stop::end_of_turn_ids,
 };
@@ -44,6 +47,8 @@ pub struct EngineParts {
     pub model: Model,
     /// What holds and runs them.
     pub device: Box<dyn Device>,
+    /// How the device is made again when it is lost; without it every later request fails then.
+    pub recovery: Option<Recovery>,
     /// The model's folder, for errors.
     pub folder: PathBuf,
     /// The opened folder, asked for the model's ids when an adapter is bound to one; none for generated weights.
@@ -106,7 +111,6 @@ pub struct Engine {
     shared: Arc<Shared>,
     residency: Arc<Residency>,
     info: Arc<ModelInfo>,
-    device: Arc<DeviceInfo>,
     files: Arc<Option<ModelFolder>>,
     load_time: Duration,
 }
@@ -120,8 +124,8 @@ impl Engine {
             let reason = format!("must be between 1 and {}, which the model was made for", shape.context);
             return Err(Error::option("context_size", context_size, reason));
         }
-        let device = parts.device.info().clone();
-        let prefill_chunk = parts.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK).min(device.max_tokens);
+        let max_tokens = parts.device.info().max_tokens;
+        let prefill_chunk = parts.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK).min(max_tokens);
         if prefill_chunk == 0 {
             return Err(Error::option("prefill_chunk", 0, "must be at least 1"));
         }
@@ -137,14 +141,12 @@ impl Engine {
             has_chat_template: parts.tokenizer_config.chat_template.is_some(),
             end_of_turn: end_of_turn.clone(),
         };
-        let position_bytes = position_bytes(shape, device.activations);
-        let budget = parts.prefix_budget.unwrap_or(prefixes::DEFAULT_BUDGET);
-        let files = match (parts.prefix_folder, &parts.files) {
+        let position_bytes = position_bytes(shape, parts.device.info().activations);
+        let prefix_budget = parts.prefix_budget.unwrap_or(prefixes::DEFAULT_BUDGET);
+        let prefix_files = match (parts.prefix_folder, &parts.files) {
             (Some(folder), Some(files)) => {
-                let ids = files.ids()?;
-                let DeviceInfo { kind, name, detail, activations, .. } = &device;
-                let origin = format!("{ids:?} {kind} {name} {detail} {activations:?}");
-                Some(PrefixFiles::new(folder, origin, position_bytes, budget))
+                let model = format!("{:?}", files.ids()?);
+                Some(PrefixFiles::new(folder, model, position_bytes, prefix_budget))
             }
             (Some(folder), None) => {
                 let reason = "needs a model folder, whose id names the files";
@@ -152,9 +154,13 @@ impl Engine {
             }
             (None, _) => None,
         };
+        let seat = Seat::new(parts.device, parts.recovery, prefill_chunk);
         let shared = Shared {
             model: parts.model,
-            device: Mutex::new(parts.device),
+            info: Mutex::new(seat.info().clone()),
+            epoch: AtomicU64::new(seat.epoch()),
+            seat: Mutex::new(seat),
+            events: Events::default(),
             folder: parts.folder,
             tokenizer: parts.tokenizer.map(Arc::new),
             tokenizer_config: parts.tokenizer_config,
@@ -164,12 +170,12 @@ impl Engine {
             prefill_chunk,
             counters: Counters::default(),
             position_bytes,
-            prefixes: Prefixes::new(budget, files),
+            prefixes: Prefixes::new(prefix_budget, prefix_files),
         };
         let (shared, files) = (Arc::new(shared), Arc::new(parts.files));
         let residency = Residency::new(shared.clone(), parts.adapter_budget.unwrap_or(DEFAULT_BUDGET));
-        let (residency, info, device) = (Arc::new(residency), Arc::new(info), Arc::new(device));
-        Ok(Self { shared, residency, info, device, files, load_time: Duration::ZERO })
+        let (residency, info) = (Arc::new(residency), Arc::new(info));
+        Ok(Self { shared, residency, info, files, load_time: Duration::ZERO })
     }
 
     /// A new conversation with a KV cache of its own.
@@ -267,9 +273,9 @@ impl Engine {
         &self.info
     }
 
-    /// What computes.
-    pub fn device_info(&self) -> &DeviceInfo {
-        &self.device
+    /// What computes now; after a loss and until the next use, what computed last.
+    pub fn device_info(&self) -> Arc<DeviceInfo> {
+        self.shared.device_info()
     }
 
     /// How long [`Engine::load`] took.
@@ -277,9 +283,9 @@ impl Engine {
         self.load_time
     }
 
-    /// Bytes that the device holds now.
+    /// Bytes that the device holds now; none between a loss and the next use.
     pub fn memory(&self) -> DeviceMemory {
-        self.shared.device().memory()
+        self.shared.memory()
     }
 
     /// What was computed so far.

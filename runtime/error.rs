@@ -144,13 +144,15 @@ pub enum Error {
         /// What the device said.
         reason: String,
     },
-    /// The system took the GPU away; load the engine again.
-    #[error("the GPU device was lost: {reason}")]
+    /// The system took the device away, and going on with it failed: it was lost over and over within one request, or the
+    /// engine was made of parts that cannot open it again. The next request tries once more; loading with
+    /// `fallback_to_cpu` goes on without it.
+    #[error("the device was lost and could not go on: {reason}; ask again, or load with the CPU as fallback")]
     DeviceLost {
         /// What the driver said.
         reason: String,
     },
-    /// The GPU refused work; this is a defect of calora or of the driver.
+    /// The GPU refused work, also after it was opened again; this is a defect of calora or of the driver.
     #[error("the GPU refused {what}: {reason}")]
     Gpu {
         /// What was being done.

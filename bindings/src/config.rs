@@ -55,6 +55,9 @@ pub struct EngineConfig {
     /// A folder in which the beginnings that instructions make outlive the process, within the same budget. By default none.
     #[uniffi(default = None)]
     pub prefix_folder: Option<String>,
+    /// Whether the CPU computes where the GPU is refused or lost for good; by default only with `Auto`.
+    #[uniffi(default = None)]
+    pub fallback_to_cpu: Option<bool>,
 }
 
 impl EngineConfig {
@@ -76,6 +79,7 @@ impl EngineConfig {
             adapter_budget: self.adapter_budget_bytes,
             prefix_budget: self.prefix_budget_bytes,
             prefix_folder: self.prefix_folder.as_ref().map(Into::into),
+            fallback_to_cpu: self.fallback_to_cpu,
             ..EngineOptions::default()
         }
     }

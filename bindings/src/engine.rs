@@ -10,6 +10,7 @@ use crate::adapter::TaskAdapter;
 use crate::bench::BenchmarkOptions;
 use crate::config::{EngineConfig, LoadProgress, forward};
 use crate::error::{EngineError, Result};
+use crate::event::{EventStream, Hub};
 use crate::info::{DeviceInfo, MemoryUse, ModelInfo, Statistics};
 use crate::options::SessionConfig;
 use crate::session::{Cell, Session, options};
@@ -38,6 +39,7 @@ pub struct TrimReport {
 /// What sessions, streams and the engine object share.
 pub(crate) struct Core {
     pub(crate) worker: Worker,
+    events: Arc<Hub>,
     engine: Mutex<Option<calora::engine::Engine>>,
     /// Adapters that the app wants resident, by address of their object.
     preloaded: Mutex<HashMap<usize, ResidentAdapter>>,
@@ -68,6 +70,7 @@ impl Core {
         for cell in self.cells() {
             cell.close();
         }
+        self.events.close();
         let core = self.clone();
         // Device memory is freed on the thread that used it, after everything that was queued.
         self.worker.close(move || {
@@ -122,6 +125,7 @@ impl Drop for Abandoned {
 pub struct Engine {
     core: Arc<Core>,
     model: ModelInfo,
+    /// Of the load.
     device: DeviceInfo,
 }
 
@@ -149,9 +153,10 @@ impl Engine {
             .await;
         drop(guard);
         let engine = loaded?;
-        let (model, device) = (engine.model_info().into(), engine.device_info().into());
+        let (model, device) = (engine.model_info().into(), (&*engine.device_info()).into());
         let core = Core {
             worker,
+            events: Hub::new(&engine),
             engine: Mutex::new(Some(engine)),
             preloaded: Mutex::default(),
             sessions: Mutex::default(),
@@ -165,12 +170,26 @@ impl Engine {
         self.model.clone()
     }
 
-    /// What computes.
+    /// What computes now; for a closed engine, what it was loaded on.
     pub fn device_info(&self) -> DeviceInfo {
-        self.device.clone()
+        match self.core.engine() {
+            Ok(engine) => (&*engine.device_info()).into(),
+            Err(_) => self.device.clone(),
+        }
     }
 
-    /// Bytes held now; waits for the pass in progress.
+    /// What happens to the device from now on.
+    pub fn events(&self) -> Arc<EventStream> {
+        Arc::new(self.core.events.subscribe())
+    }
+
+    /// Gives the device up as if the system had taken it, also while paused: for tests of an app. The next use makes it
+    /// again.
+    pub fn simulate_device_loss(&self) -> Result<()> {
+        Ok(self.core.engine()?.simulate_device_loss()?)
+    }
+
+    /// Bytes held now; waits for the pass in progress. None on the device between a loss and the next use.
     pub async fn memory(&self) -> Result<MemoryUse> {
         let engine = self.core.engine()?;
         self.core.worker.run(move || Ok((&engine).into())).await

@@ -81,7 +81,8 @@ pub enum EngineError {
         /// Why not.
         reason: String,
     },
-    /// The system took the GPU away. Close this engine and load again.
+    /// The system took the GPU away over and over within one request. The engine makes it again by itself; ask again, or
+    /// load with `fallback_to_cpu`.
     #[error("the GPU was lost: {reason}")]
     DeviceLost {
         /// What the driver said.

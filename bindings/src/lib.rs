@@ -15,6 +15,7 @@ mod bench;
 mod config;
 mod engine;
 mod error;
+mod event;
 mod info;
 mod logging;
 mod options;
@@ -29,6 +30,7 @@ pub use bench::BenchmarkOptions;
 pub use config::{Activations, DeviceChoice, EngineConfig, LoadProgress, LoadState};
 pub use engine::{Engine, MemoryPressure, TrimReport};
 pub use error::EngineError;
+pub use event::{EngineEvent, EventStream};
 pub use info::{DeviceInfo, DeviceKind, MemoryUse, ModelInfo, Statistics};
 pub use logging::{LogLevel, LogSink, set_log_level, set_log_sink};
 pub use options::{

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use calora_ffi::{
     Availability, BenchmarkOptions, CachePolicy, DeviceChoice, Engine, EngineConfig, EngineError,
-    GenerationOptions, LoadProgress, LoadState, LogLevel, LogSink, MemoryPressure, ResponseStream,
-    ScaledAdapter, Session, SessionConfig, TaskAdapter, UnavailableReason, availability, inspect_adapter,
-    set_log_level, set_log_sink,
+    EngineEvent, GenerationOptions, LoadProgress, LoadState, LogLevel, LogSink, MemoryPressure,
+    ResponseStream, ScaledAdapter, Session, SessionConfig, TaskAdapter, UnavailableReason, availability,
+    inspect_adapter, set_log_level, set_log_sink,
 };
 use pollster::block_on;
 
@@ -463,4 +463,51 @@ fn the_benchmark_is_json() {
         serde_json::from_str(&block_on(engine().benchmark(options)).unwrap()).unwrap();
     assert!(json["decode_tokens_per_second"].as_f64().unwrap() > 0.0);
     assert!(json["swap_us"]["hot"]["p50"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn a_device_lost_while_the_app_is_in_the_background_comes_back() {
+    let engine = engine();
+    let session = session(&engine, with(&adapter(&engine, "intent")));
+    let whole = text(&session.complete(STORY.into(), at_most(40)).unwrap());
+    let events = engine.events();
+    let stream = session.complete(STORY.into(), at_most(40)).unwrap();
+    let mut got = block_on(stream.next()).unwrap().unwrap().text;
+    block_on(engine.pause()).unwrap();
+    engine.simulate_device_loss().unwrap();
+    engine.resume().unwrap();
+    got += &text(&stream);
+    assert_eq!(got, whole);
+    // And between two responses.
+    engine.simulate_device_loss().unwrap();
+    assert_eq!(block_on(engine.memory()).unwrap().weight_bytes, 0);
+    assert_eq!(text(&session.complete(STORY.into(), at_most(40)).unwrap()), whole);
+    assert!(block_on(engine.memory()).unwrap().weight_bytes > 0);
+    for _ in 0..2 {
+        let lost = EngineEvent::DeviceLost { reason: "simulated".into() };
+        assert_eq!(block_on(events.next()), Some(lost));
+        let rebuilt = block_on(events.next());
+        assert!(
+            matches!(&rebuilt, Some(EngineEvent::DeviceRebuilt { device, seconds })
+                if *device == engine.device_info().name && *seconds > 0.0),
+            "{rebuilt:?}"
+        );
+    }
+}
+
+#[test]
+fn streams_of_events_end_with_their_reader_or_their_engine() {
+    let engine = engine();
+    let (left, closed) = (engine.events(), engine.events());
+    let waiting = {
+        let left = left.clone();
+        std::thread::spawn(move || block_on(left.next()))
+    };
+    left.cancel();
+    assert_eq!(waiting.join().unwrap(), None);
+    engine.simulate_device_loss().unwrap();
+    engine.close();
+    assert!(matches!(block_on(closed.next()), Some(EngineEvent::DeviceLost { .. })), "told before it closed");
+    assert_eq!((block_on(closed.next()), block_on(engine.events().next())), (None, None));
+    assert!(matches!(engine.simulate_device_loss(), Err(EngineError::Closed { .. })));
 }

@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use calora::quant::{Bits, Group, Scheme};
-use calora::weights::{BaseIds, ModelFolder, id};
+use calora::weights::{BaseIds, ModelFolder, id, write_atomically};
 use calora::{Error, Result};
 
 use plan::Plan;
@@ -229,8 +229,7 @@ fn copy_companions(src: &Path, out: &Path) -> Result<()> {
         if path.is_file() && (NAMES.contains(&name) || name.ends_with(".jinja") || legal) {
             // Read and written, not copied: a copy would also inherit read-only permissions.
             let content = fs::read(&path).map_err(|e| io(&path, e))?;
-            let to = out.join(name);
-            fs::write(&to, content).map_err(|e| io(&to, e))?;
+            write_atomically(&out.join(name), &content)?;
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Which device computes, and with which activations.
+//! Which device computes, with which activations, and which takes over when it is lost.
 
 use super::DEFAULT_PREFILL_CHUNK;
 use super::load::{ActivationChoice, DeviceChoice, EngineOptions};
@@ -6,58 +6,84 @@ use crate::cpu::{CpuDevice, CpuOptions};
 use crate::device::{Activations, Device, Model};
 use crate::error::{Error, Result};
 use crate::gpu::{CapsMask, GpuChoice, GpuDevice, GpuOptions};
+use crate::session::Recovery;
 use crate::weights::Storage;
 
+/// Told how many bytes of weights are placed; its error ends the work.
+type Report<'a> = &'a mut dyn FnMut(u64) -> Result<()>;
+
 /// Places the model on the chosen device.
-///
-/// `report` is told how many bytes of weights are placed; its error ends the work.
 pub(super) fn open(
     model: &Model,
     options: &EngineOptions,
-    report: &mut dyn FnMut(u64) -> Result<()>,
-) -> Result<Box<dyn Device>> {
+    report: Report<'_>,
+) -> Result<(Box<dyn Device>, Recovery)> {
+    if let Some(threads @ 0) = options.threads {
+        return Err(Error::option("threads", threads, "must be at least 1"));
+    }
+    let of = || (model.clone(), options.clone());
+    let on_cpu = || -> Result<(Box<dyn Device>, Recovery)> {
+        let (model, options) = of();
+        let device = cpu(&model, &options)?;
+        Ok((device, Recovery { again: Box::new(move || cpu(&model, &options)), cpu: None }))
+    };
+    if options.device == DeviceChoice::Cpu {
+        return on_cpu();
+    }
+    match gpu(model, options, report) {
+        Ok(device) => {
+            let spare = of();
+            let cpu = options.falls_back().then(|| Box::new(move || cpu(&spare.0, &spare.1)) as _);
+            let (model, options) = of();
+            Ok((device, Recovery { again: Box::new(move || gpu(&model, &options, &mut |_| Ok(()))), cpu }))
+        }
+        // The caller's own wish, not the GPU's fault.
+        Err(error @ Error::Cancelled) => Err(error),
+        Err(error) if options.falls_back() => {
+            log::info!("computing on the CPU: {error}");
+            on_cpu()
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn cpu(model: &Model, options: &EngineOptions) -> Result<Box<dyn Device>> {
+    let (activations, max_tokens) = (activations(model, options), max_tokens(options));
+    let options = CpuOptions { threads: options.threads, activations, max_tokens, simd: None };
+    Ok(Box::new(CpuDevice::new(model, options)?))
+}
+
+fn gpu(model: &Model, options: &EngineOptions, report: Report<'_>) -> Result<Box<dyn Device>> {
+    let (activations, max_tokens) = (activations(model, options), max_tokens(options));
+    // Software Vulkan is two to four times slower than the CPU device on the same cores.
+    let choice = if options.device == DeviceChoice::Auto { GpuChoice::Hardware } else { GpuChoice::Any };
+    let options = GpuOptions { activations, max_tokens, choice, mask: CapsMask::default() };
+    Ok(Box::new(GpuDevice::with_progress(model, options, report)?))
+}
+
+fn activations(model: &Model, options: &EngineOptions) -> Activations {
     let compressed = model.weights.matrices.iter().any(|m| matches!(m.storage, Storage::Packed { .. }));
-    let activations = match options.activations {
+    match options.activations {
         ActivationChoice::F32 => Activations::F32,
         ActivationChoice::Int8 => Activations::Int8,
         ActivationChoice::Auto if compressed => Activations::Int8,
         ActivationChoice::Auto => Activations::F32,
-    };
-    let max_tokens = options.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK);
-    if let Some(threads @ 0) = options.threads {
-        return Err(Error::option("threads", threads, "must be at least 1"));
-    }
-    let cpu = || -> Result<Box<dyn Device>> {
-        let options = CpuOptions { threads: options.threads, activations, max_tokens, simd: None };
-        Ok(Box::new(CpuDevice::new(model, options)?))
-    };
-    let mut gpu = |software: bool| -> Result<Box<dyn Device>> {
-        let choice = if software { GpuChoice::Any } else { GpuChoice::Hardware };
-        let options = GpuOptions { activations, max_tokens, choice, mask: CapsMask::default() };
-        Ok(Box::new(GpuDevice::with_progress(model, options, report)?))
-    };
-    match options.device {
-        DeviceChoice::Cpu => cpu(),
-        DeviceChoice::Gpu => gpu(true),
-        // Software Vulkan is two to four times slower than the CPU device on the same cores.
-        DeviceChoice::Auto => match gpu(false) {
-            Ok(device) => Ok(device),
-            // The caller's own wish, not the GPU's fault.
-            Err(Error::Cancelled) => Err(Error::Cancelled),
-            Err(error) => {
-                log::info!("computing on the CPU: {error}");
-                cpu()
-            }
-        },
     }
 }
 
+fn max_tokens(options: &EngineOptions) -> usize {
+    options.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK)
+}
+
 /// The name of the device that [`open`] would take, without opening it.
-pub(super) fn choose(choice: DeviceChoice) -> Result<String> {
-    let cpu = || "CPU".to_owned();
-    match choice {
-        DeviceChoice::Cpu => Ok(cpu()),
-        DeviceChoice::Gpu => GpuDevice::probe(&GpuChoice::Any),
-        DeviceChoice::Auto => Ok(GpuDevice::probe(&GpuChoice::Hardware).unwrap_or_else(|_| cpu())),
+pub(super) fn choose(options: &EngineOptions) -> Result<String> {
+    let choice = match options.device {
+        DeviceChoice::Cpu => return Ok("CPU".to_owned()),
+        DeviceChoice::Gpu => GpuChoice::Any,
+        DeviceChoice::Auto => GpuChoice::Hardware,
+    };
+    match GpuDevice::probe(&choice) {
+        Err(_) if options.falls_back() => Ok("CPU".to_owned()),
+        found => found,
     }
 }

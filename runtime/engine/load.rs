@@ -44,6 +44,8 @@ pub enum ActivationChoice {
 pub struct EngineOptions {
     /// Which device.
     pub device: DeviceChoice,
+    /// Whether the CPU computes where the GPU is refused or lost for good; by default only with [`DeviceChoice::Auto`].
+    pub fallback_to_cpu: Option<bool>,
     /// Which precision.
     pub activations: ActivationChoice,
     /// Positions of a session's cache; by default the model's, at most [`super::DEFAULT_CONTEXT`].
@@ -60,6 +62,12 @@ pub struct EngineOptions {
     /// A folder in which the beginnings that instructions make outlive the process, within the same budget. Its files belong
     /// to this model, device and driver; the folder may be emptied at any time. By default none.
     pub prefix_folder: Option<PathBuf>,
+}
+
+impl EngineOptions {
+    pub(super) fn falls_back(&self) -> bool {
+        self.fallback_to_cpu.unwrap_or(self.device == DeviceChoice::Auto)
+    }
 }
 
 /// What is known of a model folder before it is loaded.
@@ -116,13 +124,14 @@ impl Engine {
             ControlFlow::Break(()) => Err(Error::Cancelled),
         };
         report(0)?;
-        let device = device::open(&opened.model, &options, &mut report)?;
+        let (device, recovery) = device::open(&opened.model, &options, &mut report)?;
         report(total_bytes)?;
         let files = opened.files;
         let mut engine = Self::from_parts(EngineParts {
             scheme: scheme(&opened.model.weights),
             model: opened.model,
             device,
+            recovery: Some(recovery),
             folder: folder.to_owned(),
             tokenizer: opened.tokenizer,
             tokenizer_config: opened.tokenizer_config,
@@ -142,10 +151,7 @@ impl Engine {
     /// Whether a folder can be loaded with these options, as far as its headers and this machine's devices tell.
     pub fn check(folder: impl AsRef<Path>, options: &EngineOptions) -> Result<Loadable> {
         let opened = open(folder.as_ref())?;
-        Ok(Loadable {
-            weight_bytes: opened.model.weights.byte_len(),
-            device: device::choose(options.device)?,
-        })
+        Ok(Loadable { weight_bytes: opened.model.weights.byte_len(), device: device::choose(options)? })
     }
 }
 

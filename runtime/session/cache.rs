@@ -1,12 +1,15 @@
-//! The KV cache with what is known of its content: which tokens, and under which adapters each was computed.
+//! The KV cache with what is known of its content: which tokens, in which passes, and under which adapters.
 //!
-//! Invariant: `tokens` never names a position whose keys and values are not in the cache, and `runs` never says that one
-//! was computed under adapters other than those that were attached in that pass.
+//! Invariant: `tokens` and `passes` are what the cache holds or, after its device was lost, is to hold again: the journal.
+//! Its passes are computed again, one a call and under their own adapters, before anything new.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::prefixes::{Prefix, WORTHWHILE};
-use super::resident::{AdapterKey, CacheHandle, ResidentAdapter};
+use super::residency::Residency;
+use super::resident::{AdapterList, CacheHandle, ResidentAdapter, list};
+use super::seat::Placed;
 use super::shared::Shared;
 use crate::device::{Answer, CacheId, Forward, Want};
 use crate::error::{Error, Result};
@@ -18,14 +21,19 @@ pub(super) struct Cache {
     handle: Option<CacheHandle>,
     positions: usize,
     tokens: Vec<u32>,
-    /// The adapters that computed the tokens up to an end, in order.
-    runs: Vec<(Arc<AdapterKey>, usize)>,
+    /// The last of them ends where `tokens` do.
+    passes: Vec<Pass>,
+    /// How many tokens the handle's cache holds: all of them, unless the device was lost.
+    held: usize,
     /// How many of the first tokens count whatever computed them, because the caller wants it so.
     accepted: usize,
 }
 
-pub(super) fn key(adapters: Option<&ResidentAdapter>) -> Arc<AdapterKey> {
-    adapters.map(ResidentAdapter::key).unwrap_or_default()
+/// Tokens that were computed at once.
+#[derive(Debug)]
+struct Pass {
+    adapters: Arc<AdapterList>,
+    end: usize,
 }
 
 impl Cache {
@@ -39,7 +47,7 @@ impl Cache {
             return Err(Error::option("context_size", positions, reason));
         }
         let handle = Some(CacheHandle::new(shared, positions)?);
-        Ok(Self { handle, positions, tokens: Vec::new(), runs: Vec::new(), accepted: 0 })
+        Ok(Self { handle, positions, tokens: Vec::new(), passes: Vec::new(), held: 0, accepted: 0 })
     }
 
     /// Gives the memory back; whether there was any.
@@ -68,9 +76,9 @@ impl Cache {
 
     /// The end of what these adapters computed from `start` on.
     fn until(&self, start: usize, adapters: Option<&ResidentAdapter>) -> usize {
-        let key = key(adapters);
-        let behind = self.runs.iter().filter(|(_, end)| *end > start);
-        behind.take_while(|(run, _)| *run == key).last().map_or(start, |(_, end)| *end)
+        let list = list(adapters);
+        let behind = self.passes.iter().filter(|pass| pass.end > start);
+        behind.take_while(|pass| pass.adapters == list).last().map_or(start, |pass| pass.end)
     }
 
     /// From now on the first `len` tokens count whatever computed them, and no others do.
@@ -92,26 +100,41 @@ impl Cache {
     /// kept (at most `limit` tokens, which is returned), the rest is forgotten.
     pub(super) fn begin(
         &mut self,
-        shared: &Arc<Shared>,
+        residency: &Residency,
         tokens: &[u32],
         adapters: Option<&ResidentAdapter>,
         limit: usize,
     ) -> Result<usize> {
-        let kept = self.common(tokens, adapters, limit);
-        let limit = limit.min(self.positions);
-        match shared.prefixes.longest(&key(adapters), &tokens[..limit.min(tokens.len())]) {
+        let (kept, list) = (self.common(tokens, adapters, limit), list(adapters));
+        let beginning = &tokens[..limit.min(self.positions).min(tokens.len())];
+        let len = match residency.shared().prefixes.longest(&list.key, beginning) {
             Some((prefix, len)) if len >= kept + WORTHWHILE => {
-                self.truncate(0);
-                let cache = self.handle(shared)?;
-                shared.device().write_cache(cache, &prefix.bytes[..len * shared.position_bytes])?;
-                self.append(&tokens[..len], key(adapters));
-                Ok(len)
+                residency.place(|| self.put_down(residency.shared(), &prefix, len, &list))?;
+                len
             }
-            _ => {
-                self.truncate(kept);
-                Ok(kept)
-            }
+            _ => kept,
+        };
+        self.truncate(len);
+        Ok(len)
+    }
+
+    /// Replaces the cache's content by the first `len` tokens of a put-aside beginning.
+    fn put_down(
+        &mut self,
+        shared: &Arc<Shared>,
+        prefix: &Prefix,
+        len: usize,
+        list: &Arc<AdapterList>,
+    ) -> Result<()> {
+        self.truncate(0);
+        let (cache, bytes) = (self.place(shared)?, &prefix.bytes[..len * shared.position_bytes]);
+        let written = shared.call(cache.epoch, |device| device.write_cache(cache.id, bytes))?;
+        for chunk in prefix.tokens[..len].chunks(shared.prefill_chunk) {
+            self.append(chunk, list.clone());
         }
+        // Where another session has just lost the device, the journal says what to compute.
+        self.held = if written.is_some() { len } else { 0 };
+        Ok(())
     }
 
     /// Puts the first `len` tokens aside, as far as they were computed under these adapters alone; nothing where that is
@@ -122,73 +145,108 @@ impl Cache {
         adapters: Option<&ResidentAdapter>,
         len: usize,
     ) -> Result<Option<Arc<Prefix>>> {
-        let (key, tokens) = (key(adapters), &self.tokens[..len.min(self.exact(adapters))]);
-        let size = (tokens.len() * shared.position_bytes) as u64;
-        let Some(handle) = self.handle.as_ref().filter(|_| tokens.len() >= WORTHWHILE) else {
-            return Ok(None);
-        };
-        if !shared.prefixes.takes(size) || shared.prefixes.holds(&key, tokens) {
+        let tokens = &self.tokens[..len.min(self.exact(adapters)).min(self.held)];
+        let (key, size) = (&list(adapters).key, (tokens.len() * shared.position_bytes) as u64);
+        let Some(handle) = self.handle.as_ref().filter(|handle| handle.is_current()) else { return Ok(None) };
+        let known = || shared.prefixes.holds(key, tokens);
+        if tokens.len() < WORTHWHILE || !shared.prefixes.takes(size) || known() {
             return Ok(None);
         }
-        let bytes = shared.device().read_cache(handle.id(), tokens.len())?;
-        let prefix = Prefix { adapters: key, tokens: tokens.to_vec(), bytes };
-        Ok(shared.prefixes.put(prefix))
+        let Placed { id, epoch } = handle.placed();
+        let bytes = shared.call(epoch, |device| device.read_cache(id, tokens.len()))?;
+        let prefix = |bytes| Prefix { adapters: key.clone(), tokens: tokens.to_vec(), bytes };
+        Ok(bytes.and_then(|bytes| shared.prefixes.put(prefix(bytes))))
     }
 
     /// Computes the next chunk of `tokens`, of which the cache holds the beginning.
     pub(super) fn step(
         &mut self,
-        shared: &Arc<Shared>,
+        residency: &Residency,
         tokens: &[u32],
         adapters: Option<&ResidentAdapter>,
         want: Want,
-    ) -> Result<Answer> {
+    ) -> Result<Option<Answer>> {
         let from = self.tokens.len();
-        let to = tokens.len().min(from + shared.prefill_chunk);
-        self.extend(shared, &tokens[from..to], adapters, want)
+        let to = tokens.len().min(from + residency.shared().prefill_chunk);
+        self.extend(residency, &tokens[from..to], adapters, want)
     }
 
-    /// Keeps the first `len` tokens.
+    /// Keeps the first `len` tokens; cuts the journal in the middle of a pass if need be.
     pub(super) fn truncate(&mut self, len: usize) {
         self.tokens.truncate(len);
         self.accepted = self.accepted.min(len);
-        let whole = self.runs.iter().take_while(|(_, end)| *end < len).count();
-        self.runs.truncate(if len == 0 { 0 } else { whole + 1 });
-        if let Some((_, end)) = self.runs.last_mut() {
-            *end = len.min(*end);
+        self.held = self.held.min(len);
+        let whole = self.passes.partition_point(|pass| pass.end < len);
+        self.passes.truncate(if len == 0 { 0 } else { whole + 1 });
+        if let Some(last) = self.passes.last_mut() {
+            last.end = last.end.min(len);
         }
     }
 
-    /// One pass over `tokens` at the cache's end.
+    /// The first pass of the journal that the device's cache lacks.
+    fn missing(&self) -> Option<(Range<usize>, &Arc<AdapterList>)> {
+        let next = self.passes.partition_point(|pass| pass.end <= self.held);
+        self.passes.get(next).map(|pass| (self.held..pass.end, &pass.adapters))
+    }
+
+    /// One pass over `tokens` at the cache's end; `None` when it was not this pass's turn, so that it is to be tried again:
+    /// a pass of the journal was computed instead, or another session has just lost the device.
     pub(super) fn extend(
         &mut self,
-        shared: &Arc<Shared>,
+        residency: &Residency,
         tokens: &[u32],
         adapters: Option<&ResidentAdapter>,
         want: Want,
-    ) -> Result<Answer> {
-        let cache = self.handle(shared)?;
-        let position = self.tokens.len();
-        let tail = adapters.map(ResidentAdapter::tail);
-        let answer = shared.forward(&Forward { tokens, position, cache, tail, want })?;
-        self.append(tokens, key(adapters));
+    ) -> Result<Option<Answer>> {
+        let shared = residency.shared();
+        let cache = self.place(shared)?;
+        if let Some((range, list)) = self.missing() {
+            let adapters = residency.get(&list.items)?;
+            let tokens = &self.tokens[range.clone()];
+            let done = pass(shared, cache, (tokens, range.start), adapters.as_ref(), Want::Nothing)?;
+            self.held = if done.is_some() { range.end } else { 0 };
+            return Ok(None);
+        }
+        let answer = pass(shared, cache, (tokens, self.tokens.len()), adapters, want)?;
+        if answer.is_some() {
+            self.append(tokens, list(adapters));
+            self.held = self.tokens.len();
+        }
         Ok(answer)
     }
 
-    fn append(&mut self, tokens: &[u32], key: Arc<AdapterKey>) {
+    fn append(&mut self, tokens: &[u32], adapters: Arc<AdapterList>) {
         self.tokens.extend_from_slice(tokens);
-        match self.runs.last_mut() {
-            Some((run, end)) if *run == key => *end = self.tokens.len(),
-            _ => self.runs.push((key, self.tokens.len())),
-        }
+        self.passes.push(Pass { adapters, end: self.tokens.len() });
     }
 
-    fn handle(&mut self, shared: &Arc<Shared>) -> Result<CacheId> {
+    /// The cache on the device that computes now; a new one holds nothing.
+    fn place(&mut self, shared: &Arc<Shared>) -> Result<Placed<CacheId>> {
+        self.handle = self.handle.take().filter(CacheHandle::is_current);
         match &self.handle {
-            Some(handle) => Ok(handle.id()),
-            None => Ok(self.handle.insert(CacheHandle::new(shared, self.positions)?).id()),
+            Some(handle) => Ok(handle.placed()),
+            None => {
+                self.held = 0;
+                Ok(self.handle.insert(CacheHandle::new(shared, self.positions)?).placed())
+            }
         }
     }
+}
+
+/// One pass over tokens at a position; `None` if the device was lost since.
+fn pass(
+    shared: &Shared,
+    cache: Placed<CacheId>,
+    (tokens, position): (&[u32], usize),
+    adapters: Option<&ResidentAdapter>,
+    want: Want,
+) -> Result<Option<Answer>> {
+    let tail = adapters.map(ResidentAdapter::tail).transpose()?;
+    if tail.is_some_and(|tail| tail.epoch != cache.epoch) {
+        return Ok(None);
+    }
+    let tail = tail.map(|tail| tail.id);
+    shared.forward(cache.epoch, &Forward { tokens, position, cache: cache.id, tail, want })
 }
 
 /// How many tokens two texts begin with alike.

@@ -50,6 +50,8 @@ pub struct Generation {
     reused: usize,
     /// How many of them are not what computing them now would give.
     inexact: usize,
+    /// Whether the device was made again meanwhile, and with it the cache.
+    recovered: bool,
     /// The user's message, unless the prompt was given as tokens.
     prompt: Option<String>,
     text: String,
@@ -90,6 +92,7 @@ impl Generation {
         };
         let serial = NEXT.fetch_add(1, Ordering::Relaxed);
         session.generation = serial;
+        session.losses = 0;
         Ok(Self {
             serial,
             phase: Phase::Prefill,
@@ -97,6 +100,7 @@ impl Generation {
             prompt_len: tokens.len(),
             reused: 0,
             inexact: 0,
+            recovered: false,
             prompt,
             text: String::new(),
             decoder,
@@ -116,7 +120,8 @@ impl Generation {
 
     /// Advances by at most one pass of the device. `session` is the one that began this.
     ///
-    /// After an error the session is as it was before the request.
+    /// When the device is lost, the next calls have it made again and compute what was computed, a pass each; then the
+    /// response goes on from where it was. After an error the session is as it was before the request.
     pub fn pass(&mut self, session: &mut Session) -> Result<Progress> {
         if session.generation != self.serial {
             self.phase = Phase::Over;
@@ -149,12 +154,15 @@ impl Generation {
 
     fn advance(&mut self, session: &mut Session) -> Result<Progress> {
         match self.phase {
-            Phase::Prefill => self.prefill(session)?,
+            Phase::Prefill => {
+                if !self.prefill(session)? {
+                    return Ok(self.recovering());
+                }
+            }
             Phase::Compute(token) => {
                 let begun = Instant::now();
                 let want = self.want();
-                let adapters = session.adapters.as_ref();
-                let answer = session.cache.extend(&session.shared, &[token], adapters, want)?;
+                let Some(answer) = session.extend(&[token], want)? else { return Ok(self.recovering()) };
                 self.choose(answer)?;
                 self.clock.decode += begun.elapsed();
             }
@@ -167,8 +175,14 @@ impl Generation {
         }
     }
 
-    /// One chunk of the prompt.
-    fn prefill(&mut self, session: &mut Session) -> Result<()> {
+    /// The pass was not the response's own: no rate counts its time.
+    fn recovering(&mut self) -> Progress {
+        self.recovered = true;
+        Progress::Computing
+    }
+
+    /// One chunk of the prompt; whether it was its turn.
+    fn prefill(&mut self, session: &mut Session) -> Result<bool> {
         let begun = Instant::now();
         let want = self.want();
         if !std::mem::replace(&mut self.begun, true) {
@@ -176,7 +190,7 @@ impl Generation {
         }
         let is_last = self.prompt_len - session.cache.len() <= session.shared.prefill_chunk;
         let want = if is_last { want } else { Want::Nothing };
-        let answer = session.cache.step(&session.shared, &self.tokens, session.adapters.as_ref(), want)?;
+        let Some(answer) = session.step(&self.tokens, want)? else { return Ok(false) };
         if is_last {
             self.choose(answer)?;
             self.clock.first_token = self.clock.start.elapsed();
@@ -185,7 +199,7 @@ impl Generation {
             }
         }
         self.clock.prefill += begun.elapsed();
-        Ok(())
+        Ok(true)
     }
 
     /// Finds what of the prompt is computed already.
@@ -196,7 +210,7 @@ impl Generation {
         let adapters = session.adapters.as_ref();
         // The last token is always computed: its logits are wanted.
         let limit = self.tokens.len() - 1;
-        self.reused = session.cache.begin(&session.shared, &self.tokens, adapters, limit)?;
+        self.reused = session.cache.begin(&session.residency, &self.tokens, adapters, limit)?;
         self.inexact = self.reused.saturating_sub(session.cache.exact(adapters));
         Ok(())
     }
@@ -288,7 +302,7 @@ impl Generation {
         let decoded = session.cache.len().saturating_sub(self.prompt_len);
         Usage {
             prompt_tokens: self.prompt_len,
-            cached_tokens: self.reused,
+            cached_tokens: if self.recovered { 0 } else { self.reused },
             inexact_tokens: self.inexact,
             output_tokens: self.output().len(),
             time_to_first_token: self.clock.first_token,

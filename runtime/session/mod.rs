@@ -5,25 +5,30 @@
 //! cancelled prompt, if that one changed an earlier part of the conversation).
 
 mod cache;
+pub(crate) mod events;
 mod generation;
 mod likelihood;
 pub mod options;
 pub(crate) mod prefix_files;
 pub(crate) mod prefixes;
 pub mod random;
+mod recover;
 pub(crate) mod residency;
 pub mod resident;
 pub mod sampler;
+pub(crate) mod seat;
 pub(crate) mod shared;
 pub mod stop;
 mod stream;
 mod switching;
 mod task;
 
+pub use events::EngineEvent;
 pub use generation::{Generation, Progress};
 pub use likelihood::log_likelihood;
 pub use options::{FinishReason, GenerationOptions, Response, ResponseChunk, Usage};
 pub use resident::{BoundAdapter, ResidentAdapter};
+pub use seat::{MakeDevice, Recovery};
 pub use stream::{CancelHandle, ResponseStream};
 pub use switching::{CachePolicy, SwitchReport};
 pub use task::TaskDefaults;
@@ -37,7 +42,7 @@ use crate::text::chat::{ChatTemplate, Context};
 use crate::text::{Message, Role};
 use cache::Cache;
 use residency::Residency;
-use resident::AdapterKey;
+use resident::AdapterList;
 use shared::Shared;
 
 /// How a session begins.
@@ -66,9 +71,11 @@ pub struct Session {
     messages: Vec<Message>,
     tokens: Vec<u32>,
     /// How conversations under the adapters in use begin, for [`Session::stable`].
-    openings: Option<(Arc<AdapterKey>, [Vec<u32>; 2])>,
+    openings: Option<(Arc<AdapterList>, [Vec<u32>; 2])>,
     /// The serial number of the last response that was begun; earlier ones are void.
     generation: u64,
+    /// Devices that were lost during the request.
+    losses: u32,
 }
 
 impl Session {
@@ -77,7 +84,7 @@ impl Session {
         let adapters = residency.get(&options.adapters)?;
         let shared = residency.shared().clone();
         let positions = options.context_size.unwrap_or(shared.context_size);
-        let cache = Cache::new(&shared, positions)?;
+        let cache = residency.place(|| Cache::new(&shared, positions))?;
         Ok(Self {
             shared,
             residency,
@@ -89,6 +96,7 @@ impl Session {
             tokens: Vec::new(),
             openings: None,
             generation: 0,
+            losses: 0,
         })
     }
 
@@ -132,10 +140,11 @@ impl Session {
     pub fn prewarm(&mut self, prompt_prefix: &str) -> Result<()> {
         let tokens = self.prompt_tokens(prompt_prefix, false)?;
         self.check_prompt(&tokens)?;
+        self.losses = 0;
         self.recall_instructions(&tokens)?;
-        self.cache.begin(&self.shared, &tokens, self.adapters.as_ref(), tokens.len())?;
+        self.cache.begin(&self.residency, &tokens, self.adapters.as_ref(), tokens.len())?;
         while self.cache.len() < tokens.len() {
-            self.cache.step(&self.shared, &tokens, self.adapters.as_ref(), Want::Nothing)?;
+            self.step(&tokens, Want::Nothing)?;
         }
         self.put_instructions_aside(&tokens);
         Ok(())
@@ -151,14 +160,14 @@ impl Session {
     ) -> Result<()> {
         self.check_prompt(tokens)?;
         let from = from.min(tokens.len() - 1);
-        self.cache.begin(&self.shared, tokens, self.adapters.as_ref(), from)?;
+        self.losses = 0;
+        self.cache.begin(&self.residency, tokens, self.adapters.as_ref(), from)?;
         while self.cache.len() < from {
-            self.cache.step(&self.shared, &tokens[..from], self.adapters.as_ref(), Want::Nothing)?;
+            self.step(&tokens[..from], Want::Nothing)?;
         }
         while self.cache.len() < tokens.len() {
             let first = self.cache.len();
-            let answer = self.cache.step(&self.shared, tokens, self.adapters.as_ref(), Want::AllLogits)?;
-            let Answer::Logits(logits) = answer else { continue };
+            let Some(Answer::Logits(logits)) = self.step(tokens, Want::AllLogits)? else { continue };
             for (row, logits) in logits.chunks_exact(self.shared.vocab()).enumerate() {
                 visit(first + row, logits);
             }

@@ -101,7 +101,7 @@ pub enum FinishReason {
 pub struct Usage {
     /// Tokens of the whole prompt, the conversation so far included.
     pub prompt_tokens: usize,
-    /// How many of them were in the KV cache already and were not computed again.
+    /// How many of them were in the KV cache already and were not computed again: none if the device was lost meanwhile.
     pub cached_tokens: usize,
     /// How many of those other adapters had computed, as [`CachePolicy::Keep`](super::CachePolicy::Keep) allows; 0 else.
     pub inexact_tokens: usize,

@@ -7,7 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::resident::BoundAdapter;
+use super::resident::AdapterList;
+use crate::device::DeviceInfo;
 use crate::weights::write_atomically;
 
 const MAGIC: &[u8; 8] = b"caloraKV";
@@ -15,15 +16,12 @@ const EXTENSION: &str = "kv";
 /// Magic and checksum.
 const HEAD: usize = 8 + blake3::OUT_LEN;
 
-/// The adapters of a session, whose content enters the name.
-pub(crate) type Source<'a> = [(BoundAdapter, f32)];
-
 /// A folder of such files.
 #[derive(Debug)]
 pub(crate) struct PrefixFiles {
     folder: PathBuf,
-    /// Names model, device, driver and precision: what was computed elsewhere differs in its last digits.
-    origin: String,
+    /// Names the model.
+    model: String,
     /// Of one position.
     line: usize,
     /// Bytes of all files; the oldest go first.
@@ -31,13 +29,13 @@ pub(crate) struct PrefixFiles {
 }
 
 impl PrefixFiles {
-    pub(crate) fn new(folder: PathBuf, origin: String, line: usize, budget: u64) -> Self {
-        Self { folder, origin, line, budget }
+    pub(crate) fn new(folder: PathBuf, model: String, line: usize, budget: u64) -> Self {
+        Self { folder, model, line, budget }
     }
 
     /// What was kept for exactly these tokens under these adapters.
-    pub(super) fn read(&self, tokens: &[u32], source: &Source<'_>) -> Option<Vec<u8>> {
-        let path = self.path(tokens, source);
+    pub(super) fn read(&self, tokens: &[u32], list: &AdapterList, device: &DeviceInfo) -> Option<Vec<u8>> {
+        let path = self.path(tokens, list, device);
         let mut file = fs::read(&path).ok()?;
         let sound = file.len() == HEAD + tokens.len() * self.line
             && file.starts_with(MAGIC)
@@ -52,8 +50,8 @@ impl PrefixFiles {
     }
 
     /// Keeps a beginning, and removes the oldest files beyond the budget.
-    pub(super) fn write(&self, tokens: &[u32], source: &Source<'_>, bytes: &[u8]) {
-        let path = self.path(tokens, source);
+    pub(super) fn write(&self, tokens: &[u32], list: &AdapterList, device: &DeviceInfo, bytes: &[u8]) {
+        let path = self.path(tokens, list, device);
         if path.exists() || bytes.len() as u64 > self.budget {
             return;
         }
@@ -65,10 +63,13 @@ impl PrefixFiles {
         self.prune();
     }
 
-    fn path(&self, tokens: &[u32], source: &Source<'_>) -> PathBuf {
+    fn path(&self, tokens: &[u32], list: &AdapterList, device: &DeviceInfo) -> PathBuf {
+        // What another device, driver or precision computed differs in its last digits.
+        let DeviceInfo { kind, name, detail, activations, .. } = device;
+        let origin = format!("{} {kind} {name} {detail} {activations:?}", self.model);
         let mut hash = blake3::Hasher::new();
-        hash.update(MAGIC).update(self.origin.as_bytes()).update(&(source.len() as u64).to_le_bytes());
-        for (adapter, scale) in source {
+        hash.update(MAGIC).update(origin.as_bytes()).update(&(list.items.len() as u64).to_le_bytes());
+        for (adapter, scale) in &list.items {
             hash.update(&adapter.digest()).update(&scale.to_bits().to_le_bytes());
         }
         tokens.iter().for_each(|token| _ = hash.update(&token.to_le_bytes()));

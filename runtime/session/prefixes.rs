@@ -8,8 +8,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::cache::common;
-use super::prefix_files::{PrefixFiles, Source};
-use super::resident::AdapterKey;
+use super::prefix_files::PrefixFiles;
+use super::resident::{AdapterKey, AdapterList};
+use crate::device::DeviceInfo;
 
 /// Bytes of put-aside beginnings, unless told otherwise.
 pub(crate) const DEFAULT_BUDGET: u64 = 32 << 20;
@@ -20,7 +21,7 @@ pub(crate) const WORTHWHILE: usize = 16;
 /// One beginning.
 #[derive(Debug)]
 pub(crate) struct Prefix {
-    pub(crate) adapters: Arc<AdapterKey>,
+    pub(crate) adapters: AdapterKey,
     pub(crate) tokens: Vec<u32>,
     /// [`crate::device::position_bytes`] for each token.
     pub(crate) bytes: Vec<u8>,
@@ -49,7 +50,7 @@ impl Prefixes {
     /// The entry of these adapters that has most of its beginning in common with `tokens`, and how many tokens that are.
     pub(crate) fn longest(&self, adapters: &AdapterKey, tokens: &[u32]) -> Option<(Arc<Prefix>, usize)> {
         let mut entries = self.lock();
-        let mine = entries.iter().enumerate().filter(|(_, entry)| *entry.adapters == *adapters);
+        let mine = entries.iter().enumerate().filter(|(_, entry)| entry.adapters == *adapters);
         let (index, len) =
             mine.map(|(i, entry)| (i, common(&entry.tokens, tokens))).max_by_key(|(_, n)| *n)?;
         if len == 0 {
@@ -62,7 +63,7 @@ impl Prefixes {
 
     /// Whether all of `tokens` are the beginning of an entry of these adapters.
     pub(crate) fn holds(&self, adapters: &AdapterKey, tokens: &[u32]) -> bool {
-        self.lock().iter().any(|entry| *entry.adapters == *adapters && entry.tokens.starts_with(tokens))
+        self.lock().iter().any(|entry| entry.adapters == *adapters && entry.tokens.starts_with(tokens))
     }
 
     /// Keeps an entry, in the place of those that are its own beginning, unless it is too large.
@@ -84,12 +85,12 @@ impl Prefixes {
     }
 
     /// Takes up from a file what is not in memory.
-    pub(crate) fn recall(&self, adapters: &Arc<AdapterKey>, tokens: &[u32], source: &Source<'_>) {
-        if tokens.len() < WORTHWHILE || self.holds(adapters, tokens) {
+    pub(crate) fn recall(&self, tokens: &[u32], list: &AdapterList, device: &DeviceInfo) {
+        if tokens.len() < WORTHWHILE || self.holds(&list.key, tokens) {
             return;
         }
-        if let Some(bytes) = self.files.as_ref().and_then(|files| files.read(tokens, source)) {
-            self.put(Prefix { adapters: adapters.clone(), tokens: tokens.to_vec(), bytes });
+        if let Some(bytes) = self.files.as_ref().and_then(|files| files.read(tokens, list, device)) {
+            self.put(Prefix { adapters: list.key.clone(), tokens: tokens.to_vec(), bytes });
         }
     }
 

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::resident::{AdapterKey, BoundAdapter, Resident, ResidentAdapter};
+use super::resident::{AdapterKey, AdapterList, BoundAdapter, Resident, ResidentAdapter};
 use super::shared::Shared;
 use crate::error::{Error, Result};
 
@@ -24,7 +24,7 @@ pub(crate) struct Residency {
 #[derive(Debug, Default)]
 struct State {
     /// Everything on the device, whoever holds it.
-    known: HashMap<Arc<AdapterKey>, Weak<Resident>>,
+    known: HashMap<AdapterKey, Weak<Resident>>,
     /// Held within the budget, the least recently used first.
     recent: VecDeque<ResidentAdapter>,
 }
@@ -38,8 +38,13 @@ impl Residency {
         &self.shared
     }
 
-    /// Makes a list of adapters resident as one tail, or finds it resident already; `None` for an empty list.
+    /// Makes a list of adapters resident as one tail, or finds it resident already; `None` for an empty list. Where there
+    /// is no room, what is not in use makes room.
     pub(crate) fn get(&self, adapters: &[(BoundAdapter, f32)]) -> Result<Option<ResidentAdapter>> {
+        self.place(|| self.find_or_load(adapters))
+    }
+
+    fn find_or_load(&self, adapters: &[(BoundAdapter, f32)]) -> Result<Option<ResidentAdapter>> {
         if adapters.is_empty() {
             return Ok(None);
         }
@@ -47,14 +52,14 @@ impl Residency {
             let option = format!("scale of adapter {}", adapter.name());
             return Err(Error::option(&option, scale, "must be a finite number"));
         }
-        let key: Arc<AdapterKey> =
-            Arc::new(adapters.iter().map(|(adapter, scale)| (adapter.id(), scale.to_bits())).collect());
+        let list = AdapterList::new(adapters);
         let mut state = self.lock();
-        let resident = match state.known.get(&key).and_then(Weak::upgrade) {
+        let resident = match state.known.get(&list.key).and_then(Weak::upgrade) {
             Some(resident) => ResidentAdapter(resident),
             None => {
                 state.known.retain(|_, resident| resident.strong_count() > 0);
-                let resident = Arc::new(Resident::load(&self.shared, adapters, key.clone())?);
+                let key = list.key.clone();
+                let resident = Arc::new(Resident::load(&self.shared, list)?);
                 state.known.insert(key, Arc::downgrade(&resident));
                 ResidentAdapter(resident)
             }

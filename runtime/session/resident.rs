@@ -1,10 +1,12 @@
 //! What lives on the device as long as somebody holds it: KV caches and resident adapters.
 //!
-//! Invariant: an id of the device is dropped exactly once, when its last holder goes.
+//! Invariant: an id of the device is dropped exactly once, when its last holder goes; one that went with a lost device is
+//! never named again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use super::seat::Placed;
 use super::shared::Shared;
 use super::task::TaskDefaults;
 use crate::adapter::Tail;
@@ -13,6 +15,31 @@ use crate::error::Result;
 
 /// Adapters and the bits of their scales, in order: two lists compute the same if this is the same.
 pub(crate) type AdapterKey = Vec<(u64, u32)>;
+
+/// Adapters with their scales, in order.
+#[derive(Debug, Default)]
+pub(crate) struct AdapterList {
+    pub(crate) key: AdapterKey,
+    pub(crate) items: Vec<(BoundAdapter, f32)>,
+}
+
+impl AdapterList {
+    pub(crate) fn new(items: &[(BoundAdapter, f32)]) -> Self {
+        let key = items.iter().map(|(adapter, scale)| (adapter.id(), scale.to_bits())).collect();
+        Self { key, items: items.to_vec() }
+    }
+}
+
+impl PartialEq for AdapterList {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
+}
+
+/// The list of what is attached; an empty one for nothing.
+pub(super) fn list(adapters: Option<&ResidentAdapter>) -> Arc<AdapterList> {
+    adapters.map(|resident| resident.0.list.clone()).unwrap_or_default()
+}
 
 /// A task adapter whose branches are known to fit this engine's model. Cheap to clone; its tensors stay in their file.
 #[derive(Clone, Debug)]
@@ -67,7 +94,7 @@ pub struct ResidentAdapter(pub(crate) Arc<Resident>);
 impl ResidentAdapter {
     /// The adapters and their scales.
     pub fn adapters(&self) -> &[(BoundAdapter, f32)] {
-        &self.0.adapters
+        &self.0.list.items
     }
 
     /// Bytes of the branches in their files, close to what they take on a device.
@@ -75,40 +102,43 @@ impl ResidentAdapter {
         self.0.bytes
     }
 
-    pub(crate) fn tail(&self) -> TailId {
-        self.0.tail
-    }
-
-    pub(crate) fn key(&self) -> Arc<AdapterKey> {
-        self.0.key.clone()
+    /// Where the branches lie; loaded again if their device was lost.
+    pub(crate) fn tail(&self) -> Result<Placed<TailId>> {
+        let mut tail = self.0.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        if tail.epoch != self.0.shared.epoch() {
+            *tail = place(&self.0.shared, &self.0.list.items)?;
+        }
+        Ok(*tail)
     }
 }
 
 #[derive(Debug)]
 pub(crate) struct Resident {
     shared: Arc<Shared>,
-    tail: TailId,
-    key: Arc<AdapterKey>,
-    adapters: Vec<(BoundAdapter, f32)>,
+    tail: Mutex<Placed<TailId>>,
+    list: Arc<AdapterList>,
     bytes: u64,
 }
 
 impl Resident {
-    pub(crate) fn load(
-        shared: &Arc<Shared>,
-        adapters: &[(BoundAdapter, f32)],
-        key: Arc<AdapterKey>,
-    ) -> Result<Self> {
-        let parts: Vec<(&Tail, f32)> = adapters.iter().map(|(a, scale)| (a.tail(), *scale)).collect();
-        let tail = shared.device().load_tail(&Tail::stack(&parts))?;
-        let bytes = adapters.iter().map(|(adapter, _)| adapter.tail().byte_len() as u64).sum();
-        Ok(Self { shared: shared.clone(), tail, key, adapters: adapters.to_vec(), bytes })
+    pub(crate) fn load(shared: &Arc<Shared>, list: AdapterList) -> Result<Self> {
+        let tail = Mutex::new(place(shared, &list.items)?);
+        let bytes = list.items.iter().map(|(adapter, _)| adapter.tail().byte_len() as u64).sum();
+        Ok(Self { shared: shared.clone(), tail, list: Arc::new(list), bytes })
     }
+}
+
+/// Stacks adapters and loads them.
+fn place(shared: &Shared, adapters: &[(BoundAdapter, f32)]) -> Result<Placed<TailId>> {
+    let parts: Vec<(&Tail, f32)> = adapters.iter().map(|(a, scale)| (a.tail(), *scale)).collect();
+    let tail = Tail::stack(&parts);
+    shared.place(|device| device.load_tail(&tail))
 }
 
 impl Drop for Resident {
     fn drop(&mut self) {
-        self.shared.device().drop_tail(self.tail);
+        let tail = *self.tail.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.shared.release(tail, |device, id| device.drop_tail(id));
     }
 }
 
@@ -116,22 +146,27 @@ impl Drop for Resident {
 #[derive(Debug)]
 pub(super) struct CacheHandle {
     shared: Arc<Shared>,
-    id: CacheId,
+    placed: Placed<CacheId>,
 }
 
 impl CacheHandle {
     pub(super) fn new(shared: &Arc<Shared>, positions: usize) -> Result<Self> {
-        let id = shared.device().create_cache(positions)?;
-        Ok(Self { shared: shared.clone(), id })
+        let placed = shared.place(|device| device.create_cache(positions))?;
+        Ok(Self { shared: shared.clone(), placed })
     }
 
-    pub(super) fn id(&self) -> CacheId {
-        self.id
+    pub(super) fn placed(&self) -> Placed<CacheId> {
+        self.placed
+    }
+
+    /// Whether its device is still there.
+    pub(super) fn is_current(&self) -> bool {
+        self.placed.epoch == self.shared.epoch()
     }
 }
 
 impl Drop for CacheHandle {
     fn drop(&mut self) {
-        self.shared.device().drop_cache(self.id);
+        self.shared.release(self.placed, |device, id| device.drop_cache(id));
     }
 }

@@ -6,16 +6,24 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::events::{EngineEvent, Events};
 use super::options::GenerationOptions;
 use super::prefixes::Prefixes;
-use crate::device::{Answer, Device, Forward, Model};
+use super::seat::{Placed, Seat};
+use crate::device::{Answer, Device, DeviceInfo, DeviceMemory, Forward, Model};
 use crate::error::{Error, Result};
 use crate::text::{Tokenizer, TokenizerConfig};
 
 /// The common ground of sessions.
 pub(crate) struct Shared {
     pub(crate) model: Model,
-    pub(crate) device: Mutex<Box<dyn Device>>,
+    pub(crate) seat: Mutex<Seat>,
+    /// Of the device that computes, or computed last: known without waiting for a pass.
+    pub(crate) info: Mutex<Arc<DeviceInfo>>,
+    /// The seat's, likewise.
+    pub(crate) epoch: AtomicU64,
+    /// Whom the seat's events are told.
+    pub(crate) events: Events,
     /// The model's folder, for errors.
     pub(crate) folder: PathBuf,
     pub(crate) tokenizer: Option<Arc<Tokenizer>>,
@@ -44,17 +52,98 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Shared {
-    /// The device, for one call.
-    pub(crate) fn device(&self) -> MutexGuard<'_, Box<dyn Device>> {
+    fn seat(&self) -> MutexGuard<'_, Seat> {
         // A panic of another thread inside a device is that thread's error; the device checks its own state.
-        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One pass of the device.
-    pub(crate) fn forward(&self, pass: &Forward<'_>) -> Result<Answer> {
-        self.counters.passes.fetch_add(1, Ordering::Relaxed);
-        self.counters.tokens.fetch_add(pass.tokens.len() as u64, Ordering::Relaxed);
-        self.device().forward(pass)
+    fn info(&self) -> MutexGuard<'_, Arc<DeviceInfo>> {
+        self.info.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something with the seat; what happened to the device is told at once.
+    fn with_seat<T>(&self, work: impl FnOnce(&mut Seat) -> T) -> T {
+        let mut seat = self.seat();
+        let result = work(&mut seat);
+        let news = seat.take_news();
+        if !news.is_empty() {
+            *self.info() = seat.info().clone();
+            self.epoch.store(seat.epoch(), Ordering::Release);
+            self.events.publish(news);
+        }
+        result
+    }
+
+    /// Places something on the device, which is made again first if it was lost.
+    pub(crate) fn place<T>(&self, work: impl FnOnce(&mut dyn Device) -> Result<T>) -> Result<Placed<T>> {
+        self.with_seat(|seat| seat.call(work))
+    }
+
+    /// Lets go of something, unless it went with its device.
+    pub(crate) fn release<T: Copy>(&self, placed: Placed<T>, work: impl FnOnce(&mut dyn Device, T)) {
+        let mut seat = self.seat();
+        if seat.epoch() == placed.epoch
+            && let Some(device) = seat.device()
+        {
+            work(device.as_mut(), placed.id);
+        }
+    }
+
+    /// Counts up whenever a device is lost: what was placed earlier is gone. Read without waiting for a pass; whoever
+    /// names an id is checked again.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Something with ids of this epoch; `None` if it is over.
+    pub(crate) fn call<T>(
+        &self,
+        epoch: u64,
+        work: impl FnOnce(&mut dyn Device) -> Result<T>,
+    ) -> Result<Option<T>> {
+        self.with_seat(|seat| match seat.epoch() == epoch {
+            true => Ok(Some(seat.call(work)?.id)),
+            false => Ok(None),
+        })
+    }
+
+    /// One pass of the device with ids of this epoch; `None` if it is over.
+    pub(crate) fn forward(&self, epoch: u64, pass: &Forward<'_>) -> Result<Option<Answer>> {
+        self.call(epoch, |device| {
+            self.counters.passes.fetch_add(1, Ordering::Relaxed);
+            self.counters.tokens.fetch_add(pass.tokens.len() as u64, Ordering::Relaxed);
+            device.forward(pass)
+        })
+    }
+
+    /// Whether a lost device is made again.
+    pub(crate) fn can_recover(&self) -> bool {
+        self.seat().can_recover()
+    }
+
+    /// Goes on with the CPU; whether there is one that was not tried.
+    pub(crate) fn settle_for_cpu(&self, reason: &Error) -> bool {
+        self.with_seat(|seat| seat.settle_for_cpu(reason))
+    }
+
+    /// Gives the device up; whether another will take over.
+    pub(crate) fn lose(&self, reason: &str) -> bool {
+        self.with_seat(|seat| seat.lose(reason.to_owned()))
+    }
+
+    /// What computes, or computed last.
+    pub(crate) fn device_info(&self) -> Arc<DeviceInfo> {
+        self.info().clone()
+    }
+
+    /// Bytes that the device holds; none between a loss and the next use.
+    pub(crate) fn memory(&self) -> DeviceMemory {
+        self.seat().device().map_or_else(DeviceMemory::default, |device| device.memory())
+    }
+
+    /// Tells what happened.
+    pub(crate) fn publish(&self, event: EngineEvent) {
+        self.events.publish([event]);
     }
 
     /// Tokens the model knows, padding included.

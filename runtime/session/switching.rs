@@ -1,9 +1,9 @@
 //! Switching a session's task, and what becomes of the keys and values that the old one computed.
 
 use super::Session;
-use super::cache::{common, key};
+use super::cache::common;
 use super::prefixes::WORTHWHILE;
-use super::resident::{BoundAdapter, ResidentAdapter};
+use super::resident::{BoundAdapter, list};
 use crate::error::Result;
 
 /// What becomes of a conversation's keys and values when a session goes on with other adapters.
@@ -62,9 +62,11 @@ impl Session {
         policy: CachePolicy,
     ) -> Result<SwitchReport> {
         let adapters = self.residency.get(adapters)?;
-        let old = self.adapters.as_ref();
         let put_aside = match policy {
-            CachePolicy::Restore => self.cache.put_aside(&self.shared, old, self.cache.exact(old))?,
+            CachePolicy::Restore => {
+                let aside = || self.cache.put_aside(&self.shared, self.adapters.as_ref(), self.cache.len());
+                self.residency.place(aside)?
+            }
             _ => None,
         };
         let put_aside_bytes = put_aside.map_or(0, |prefix| prefix.bytes.len() as u64);
@@ -94,7 +96,7 @@ impl Session {
         let adapters = self.adapters.as_ref();
         let cached = self.cache.common(&transcript, adapters, transcript.len());
         let exact = self.cache.exact(adapters).min(cached);
-        let aside = self.shared.prefixes.longest(&key(adapters), &transcript);
+        let aside = self.shared.prefixes.longest(&list(adapters).key, &transcript);
         Ok(match aside {
             Some((_, len)) if len >= cached + WORTHWHILE => SwitchReport {
                 transcript_tokens: transcript.len(),
@@ -123,15 +125,13 @@ impl Session {
         if self.instructions().is_none_or(str::is_empty) {
             return Ok(0);
         }
-        let key = key(self.adapters.as_ref());
+        let list = list(self.adapters.as_ref());
         let openings = match &self.openings {
-            Some((of, openings)) if *of == key => openings,
-            // Two conversations that differ from the first letter on.
+            Some((of, openings)) if *of == list => openings,
             _ => {
-                &self
-                    .openings
-                    .insert((key, [self.opening_tokens("a", true)?, self.opening_tokens("b", true)?]))
-                    .1
+                // Two conversations that differ from the first letter on.
+                let openings = [self.opening_tokens("a", true)?, self.opening_tokens("b", true)?];
+                &self.openings.insert((list, openings)).1
             }
         };
         Ok(openings.iter().map(|opening| common(opening, tokens)).min().unwrap_or(0))
@@ -139,13 +139,12 @@ impl Session {
 
     /// Puts the instructions' keys and values aside, once they are computed, for every session that begins with them. What could not be kept is computed again: no reason to fail.
     pub(super) fn put_instructions_aside(&mut self, tokens: &[u32]) {
-        let kept = self.stable(tokens).and_then(|len| {
-            let adapters = self.adapters.as_ref();
-            Ok((self.cache.put_aside(&self.shared, adapters, len)?, list(adapters)))
-        });
+        let len = self.stable(tokens);
+        let kept = len.and_then(|len| self.cache.put_aside(&self.shared, self.adapters.as_ref(), len));
         match (kept, &self.shared.prefixes.files) {
-            (Ok((Some(prefix), adapters)), Some(files)) => {
-                files.write(&prefix.tokens, adapters, &prefix.bytes)
+            (Ok(Some(prefix)), Some(files)) => {
+                let (list, device) = (list(self.adapters.as_ref()), self.shared.device_info());
+                files.write(&prefix.tokens, &list, &device, &prefix.bytes);
             }
             (Ok(_), _) => {}
             (Err(e), _) => log::warn!("instructions were not put aside: {e}"),
@@ -156,13 +155,9 @@ impl Session {
     pub(super) fn recall_instructions(&mut self, tokens: &[u32]) -> Result<()> {
         if self.shared.prefixes.files.is_some() {
             let len = self.stable(tokens)?;
-            let adapters = self.adapters.as_ref();
-            self.shared.prefixes.recall(&key(adapters), &tokens[..len], list(adapters));
+            let (list, device) = (list(self.adapters.as_ref()), self.shared.device_info());
+            self.shared.prefixes.recall(&tokens[..len], &list, &device);
         }
         Ok(())
     }
-}
-
-fn list(adapters: Option<&ResidentAdapter>) -> &[(BoundAdapter, f32)] {
-    adapters.map_or(&[], ResidentAdapter::adapters)
 }

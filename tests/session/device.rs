@@ -297,6 +297,7 @@ pub fn engine(setup: Setup) -> (Engine, Arc<Mutex<State>>) {
     let engine = Engine::from_parts(EngineParts {
         model,
         device: Box::new(TestDevice { info, line, state: state.clone() }),
+        recovery: None,
         folder: "test".into(),
         files: None,
         scheme: "none".into(),

@@ -128,5 +128,5 @@ fn plot(r: &Report, path: &Path) -> Result<()> {
         groups.push(("Swapping a task".to_owned(), times));
     }
     let title = format!("{} on {}", r.scheme, r.device);
-    Ok(std::fs::write(path, bars(&title, &groups))?)
+    Ok(calora::weights::write_atomically(path, bars(&title, &groups).as_bytes())?)
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use calora_models::{eval::evaluate, rows};
 
 use super::{AdapterArgs, LoadArgs};
@@ -48,7 +48,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     })?;
     bar.finish_and_clear();
     if let Some(path) = &args.rows_out {
-        std::fs::write(path, lines).with_context(|| format!("{}: cannot be written", path.display()))?;
+        calora::weights::write_atomically(path, lines.as_bytes())?;
     }
     // Int8 activations cost a little quality: every result says under which it was measured.
     let device = engine.device_info();

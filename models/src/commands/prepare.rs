@@ -130,6 +130,6 @@ fn labels(args: &Args) -> Result<Option<Vec<String>>> {
 }
 
 fn write(path: &Path, rows: &[Row]) -> Result<()> {
-    std::fs::write(path, to_jsonl(rows)).with_context(|| format!("{}: cannot be written", path.display()))?;
+    calora::weights::write_atomically(path, to_jsonl(rows).as_bytes())?;
     output::line(format!("wrote {} ({} rows)", path.display(), rows.len()))
 }

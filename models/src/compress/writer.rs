@@ -8,6 +8,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use calora::weights::id::{TensorDigest, TensorHasher};
+use calora::weights::write_atomically;
 use calora::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -184,8 +185,7 @@ impl Folder {
 
     /// Writes a JSON file as people read it.
     pub(super) fn write_json(&self, name: &str, value: &Value) -> Result<()> {
-        let path = self.temporary.join(name);
-        fs::write(&path, format!("{value:#}\n")).map_err(|e| io(&path, e))
+        write_atomically(&self.temporary.join(name), format!("{value:#}\n").as_bytes())
     }
 
     /// Gives the folder its final name.

@@ -16,7 +16,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use calora::weights::SafetensorsFile;
+use calora::weights::{SafetensorsFile, write_atomically};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
@@ -81,7 +81,7 @@ impl RunFolder {
                 }
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                calora::weights::write_atomically(&file, &serde_json::to_vec_pretty(settings)?)?;
+                write_atomically(&file, &serde_json::to_vec_pretty(settings)?)?;
             }
             Err(e) => return Err(e).with_context(|| file.display().to_string()),
         }
@@ -128,10 +128,14 @@ impl RunFolder {
             let _ = fs::remove_dir_all(&temporary);
             fs::create_dir_all(&temporary)?;
             write(&temporary, checkpoint, names)?;
+            // Moved out of the way in one step: what is removed file by file would be half a checkpoint meanwhile.
+            let replaced = self.path.join(".replaced");
+            let _ = fs::remove_dir_all(&replaced);
             if target.exists() {
-                fs::remove_dir_all(&target)?;
+                fs::rename(&target, &replaced)?;
             }
             fs::rename(&temporary, &target)?;
+            let _ = fs::remove_dir_all(&replaced);
             Ok(())
         };
         if let Err(error) = write() {
@@ -171,7 +175,7 @@ impl RunFolder {
         };
         let kept: String = text.lines().filter(known).map(|line| format!("{line}\n")).collect();
         let write = || -> Result<fs::File> {
-            fs::write(&path, &kept)?;
+            write_atomically(&path, kept.as_bytes())?;
             Ok(fs::OpenOptions::new().append(true).open(&path)?)
         };
         Ok(Log { file: write().with_context(|| path.display().to_string())?, path })
@@ -197,7 +201,7 @@ impl RunFolder {
             return Ok(());
         }
         let svg = crate::plot::lines(title, "step; cross-entropy in nats a token", &drawn);
-        calora::weights::write_atomically(&self.path.join("loss.svg"), svg.as_bytes())?;
+        write_atomically(&self.path.join("loss.svg"), svg.as_bytes())?;
         Ok(())
     }
 
@@ -258,8 +262,7 @@ fn write(folder: &Path, checkpoint: &Checkpoint, names: &[String]) -> Result<()>
         best: checkpoint.best.as_ref().map(|best| (best.step, best.loss)),
         start: checkpoint.start,
     };
-    fs::write(folder.join("state.json"), serde_json::to_vec_pretty(&state)?)?;
-    Ok(())
+    Ok(write_atomically(&folder.join("state.json"), &serde_json::to_vec_pretty(&state)?)?)
 }
 
 fn read(folder: &Path, names: &[String]) -> Result<Checkpoint> {

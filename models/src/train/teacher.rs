@@ -127,6 +127,6 @@ fn compute(
         start = end;
         progress(done, key.examples.len());
     }
-    out.flush()?;
-    Ok(())
+    // On the disk before the key that says so.
+    Ok(out.into_inner()?.sync_all()?)
 }
