@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::shared::Shared;
 use super::task::TaskDefaults;
-use crate::adapter::Tail;
+use crate::adapter::{Canary, Tail};
 use crate::device::{CacheId, TailId};
 use crate::error::Result;
 
@@ -24,13 +24,14 @@ struct Bound {
     id: u64,
     tail: Tail,
     task: TaskDefaults,
+    canary: Option<Canary>,
 }
 
 impl BoundAdapter {
     /// Names a tail; every call gives an adapter of its own, even for equal tails.
-    pub(crate) fn new(name: String, tail: Tail, task: TaskDefaults) -> Self {
+    pub(crate) fn new(name: String, tail: Tail, task: TaskDefaults, canary: Option<Canary>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self(Arc::new(Bound { name, id: NEXT.fetch_add(1, Ordering::Relaxed), tail, task }))
+        Self(Arc::new(Bound { name, id: NEXT.fetch_add(1, Ordering::Relaxed), tail, task, canary }))
     }
 
     /// The task's name.
@@ -46,6 +47,11 @@ impl BoundAdapter {
     /// What the task brings besides its branches.
     pub fn task(&self) -> &TaskDefaults {
         &self.0.task
+    }
+
+    /// What it was recorded to do, where its file says so.
+    pub fn canary(&self) -> Option<&Canary> {
+        self.0.canary.as_ref()
     }
 
     pub(crate) fn id(&self) -> u64 {
