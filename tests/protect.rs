@@ -321,3 +321,26 @@ fn a_canary_does_not_break_a_signature_in_silence() {
     let adapter = TaskAdapter::from_bytes("spam", &bytes).unwrap();
     assert_eq!(adapter.info().canary, both.canary);
 }
+
+/// Files as the first version wrote them open for ever.
+#[test]
+fn files_of_version_1_open() {
+    let golden = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/protect").join(name);
+    let line = std::fs::read_to_string(golden("signer.pub")).unwrap();
+    let public: PublicKey = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
+    let key = SecretKey::from_slice(&[7; 32]).unwrap();
+    let engine = Engine::load(
+        shipped("base"),
+        EngineOptions { device: DeviceChoice::Cpu, threads: Some(2), ..EngineOptions::default() },
+    )
+    .unwrap();
+    let options = AdapterOptions { key: Some(key), trusted_signers: Some(vec![public]), canary: true };
+    for name in ["spam.safetensors", "spam.sealed"] {
+        let bound = engine.open_adapter_with(golden(name), &options).unwrap();
+        assert_eq!(bound.name(), "spam");
+        let report = engine.check_canary(&bound).unwrap();
+        assert!(report.cosine.unwrap() > 0.999, "{name}: {report:?}");
+    }
+    let plain = read_task_file(&golden("spam.sealed"), options.key.as_ref()).unwrap();
+    assert_eq!(plain.bytes(), std::fs::read(golden("spam.safetensors")).unwrap());
+}

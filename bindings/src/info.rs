@@ -73,7 +73,7 @@ impl From<&calora::device::DeviceInfo> for DeviceInfo {
     }
 }
 
-/// Bytes that the engine holds on its device.
+/// Bytes that the engine holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, uniffi::Record)]
 pub struct MemoryUse {
     /// Base weights; on the CPU these are mapped pages, which the system may drop and read again.
@@ -84,15 +84,19 @@ pub struct MemoryUse {
     pub adapter_bytes: u64,
     /// Working memory.
     pub scratch_bytes: u64,
+    /// Encrypted adapters that are open, decrypted.
+    pub decrypted_bytes: u64,
 }
 
-impl From<calora::device::DeviceMemory> for MemoryUse {
-    fn from(m: calora::device::DeviceMemory) -> Self {
+impl MemoryUse {
+    pub(crate) fn of(engine: &calora::engine::Engine) -> Self {
+        let m = engine.memory();
         Self {
             weight_bytes: m.weights,
             cache_bytes: m.caches,
             adapter_bytes: m.tails,
             scratch_bytes: m.scratch,
+            decrypted_bytes: engine.decrypted_bytes(),
         }
     }
 }

@@ -1,6 +1,6 @@
 internal import CaloraBindings
 
-/// Bytes that the engine holds on its device.
+/// Bytes that the engine holds.
 public struct MemoryUse: Sendable, Hashable {
     /// Base weights; on the CPU these are mapped pages, which the system may drop and read again.
     public let weightBytes: UInt64
@@ -10,10 +10,12 @@ public struct MemoryUse: Sendable, Hashable {
     public let adapterBytes: UInt64
     /// Working memory.
     public let scratchBytes: UInt64
+    /// Encrypted adapters that are open, decrypted.
+    public let decryptedBytes: UInt64
 
     /// All of it.
     public var totalBytes: UInt64 {
-        weightBytes + cacheBytes + adapterBytes + scratchBytes
+        weightBytes + cacheBytes + adapterBytes + scratchBytes + decryptedBytes
     }
 
     init(_ memory: CaloraBindings.MemoryUse) {
@@ -21,6 +23,7 @@ public struct MemoryUse: Sendable, Hashable {
         cacheBytes = memory.cacheBytes
         adapterBytes = memory.adapterBytes
         scratchBytes = memory.scratchBytes
+        decryptedBytes = memory.decryptedBytes
     }
 }
 

@@ -1,22 +1,24 @@
 package dev.calora
 
 /**
- * Bytes that the engine holds on its device.
+ * Bytes that the engine holds.
  *
  * @property weightBytes base weights; on the CPU these are mapped pages, which the system may drop and read again
  * @property cacheBytes KV caches of all sessions
  * @property adapterBytes resident adapters
  * @property scratchBytes working memory
+ * @property decryptedBytes encrypted adapters that are open, decrypted
  */
 public data class MemoryUse(
     val weightBytes: Long,
     val cacheBytes: Long,
     val adapterBytes: Long,
     val scratchBytes: Long,
+    val decryptedBytes: Long,
 ) {
     /** All of it. */
     public val totalBytes: Long
-        get() = weightBytes + cacheBytes + adapterBytes + scratchBytes
+        get() = weightBytes + cacheBytes + adapterBytes + scratchBytes + decryptedBytes
 }
 
 /** How urgently memory is wanted. */
@@ -38,7 +40,13 @@ public enum class MemoryPressure {
 public data class TrimReport(val freedBytes: Long, val evictedAdapters: Int, val droppedCaches: Int)
 
 internal fun dev.calora.ffi.MemoryUse.toApi() =
-    MemoryUse(weightBytes.toLong(), cacheBytes.toLong(), adapterBytes.toLong(), scratchBytes.toLong())
+    MemoryUse(
+        weightBytes = weightBytes.toLong(),
+        cacheBytes = cacheBytes.toLong(),
+        adapterBytes = adapterBytes.toLong(),
+        scratchBytes = scratchBytes.toLong(),
+        decryptedBytes = decryptedBytes.toLong(),
+    )
 
 internal fun dev.calora.ffi.TrimReport.toApi() =
     TrimReport(freedBytes.toLong(), evictedAdapters.toInt(), droppedCaches.toInt())
