@@ -8,15 +8,18 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::adapter::AdapterOptions;
 use crate::engine::{BoundAdapter, Engine};
 use crate::error::{Error, Result};
 use crate::session::{GenerationOptions, SessionOptions, Usage};
 
 /// What is measured.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Bench {
     /// Adapters with their scales; swaps are timed where there are any.
     pub adapters: Vec<(PathBuf, f32)>,
+    /// How they are opened.
+    pub open: AdapterOptions,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Tokens of the answer.
@@ -96,7 +99,7 @@ pub fn measure(engine: &Engine, bench: &Bench, tick: &mut dyn FnMut()) -> Result
             return Err(Error::option(name, 0, "must be at least 1"));
         }
     }
-    let open = |(path, scale): &(PathBuf, f32)| Ok((engine.open_adapter(path)?, *scale));
+    let open = |(path, scale): &(PathBuf, f32)| Ok((engine.open_adapter_with(path, &bench.open)?, *scale));
     let adapters = bench.adapters.iter().map(open).collect::<Result<Vec<_>>>()?;
     let (plain, adapted) = responses(engine, bench, &adapters, tick)?;
     let resident = engine.resident(&adapters)?;
@@ -189,7 +192,8 @@ fn swap(engine: &Engine, bench: &Bench, adapters: &[(BoundAdapter, f32)]) -> Res
     let first_use = (0..30)
         .map(|i| {
             let start = Instant::now();
-            let adapter = engine.open_adapter(&bench.adapters[i % bench.adapters.len()].0)?;
+            let adapter =
+                engine.open_adapter_with(&bench.adapters[i % bench.adapters.len()].0, &bench.open)?;
             session.switch_to(&[(adapter, 1.0)])?;
             Ok(start.elapsed().as_secs_f64() * 1e6)
         })

@@ -3,20 +3,21 @@
 //! A cheap handle: clones share everything. It puts parts together and owns no algorithm; [`load`] makes the parts from a
 //! model folder, [`crate::session`] runs conversations.
 
+mod canary;
 mod device;
 pub mod load;
 mod survive;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use serde_json::Value;
 
 pub use load::{ActivationChoice, DeviceChoice, EngineOptions, Loadable};
 
-use crate::adapter::{Coverage, Tail, TaskAdapter};
+use crate::adapter::{AdapterOptions, Coverage, Tail, TaskAdapter};
 use crate::arch::{ModelShape, Recipe};
 pub use crate::device::LoadProgress;
 use crate::device::{Device, DeviceInfo, DeviceMemory, Model, position_bytes};
@@ -33,7 +34,7 @@ use crate::session::{
     stop::end_of_turn_ids,
 };
 use crate::text::{Tokenizer, TokenizerConfig};
-use crate::weights::{BaseIds, ModelFolder};
+use crate::weights::{BaseIds, ModelFolder, PrivateBytes};
 
 /// Positions of a session's cache unless asked otherwise: a model made for 131,072 would fill a phone with one cache.
 pub const DEFAULT_CONTEXT: usize = 4096;
@@ -112,6 +113,8 @@ pub struct Engine {
     residency: Arc<Residency>,
     info: Arc<ModelInfo>,
     files: Arc<Option<ModelFolder>>,
+    /// Decrypted adapters that were bound to this engine.
+    decrypted: Arc<Mutex<Vec<Weak<PrivateBytes>>>>,
     load_time: Duration,
 }
 
@@ -174,8 +177,14 @@ impl Engine {
         };
         let (shared, files) = (Arc::new(shared), Arc::new(parts.files));
         let residency = Residency::new(shared.clone(), parts.adapter_budget.unwrap_or(DEFAULT_BUDGET));
-        let (residency, info) = (Arc::new(residency), Arc::new(info));
-        Ok(Self { shared, residency, info, files, load_time: Duration::ZERO })
+        Ok(Self {
+            shared,
+            residency: Arc::new(residency),
+            info: Arc::new(info),
+            files,
+            decrypted: Arc::default(),
+            load_time: Duration::ZERO,
+        })
     }
 
     /// A new conversation with a KV cache of its own.
@@ -185,14 +194,29 @@ impl Engine {
 
     /// Names branches that were bound to this engine's recipe; shapes are checked when they become resident.
     pub fn adapter(&self, name: impl Into<String>, tail: Tail) -> BoundAdapter {
-        BoundAdapter::new(name.into(), tail, TaskDefaults::default())
+        BoundAdapter::new(name.into(), tail, TaskDefaults::default(), None)
     }
 
     /// Opens a task file or PEFT folder and binds it to this model: headers are read, tensors stay in the file.
     ///
     /// Refuses an adapter of another base, one that touches nothing, and whatever would change its meaning.
     pub fn open_adapter(&self, path: impl AsRef<Path>) -> Result<BoundAdapter> {
-        Ok(self.bind_adapter(&TaskAdapter::open(path)?)?.0)
+        self.open_adapter_with(path, &AdapterOptions::default())
+    }
+
+    /// [`Self::open_adapter`] of an encrypted adapter, or with questions about it: its signer, its canary.
+    ///
+    /// [`Error::Locked`], [`Error::Untrusted`] and [`Error::CanaryFailed`] are the answers that refuse it.
+    pub fn open_adapter_with(
+        &self,
+        path: impl AsRef<Path>,
+        options: &AdapterOptions,
+    ) -> Result<BoundAdapter> {
+        let (bound, _) = self.bind_adapter(&TaskAdapter::open_with(path, options)?)?;
+        if options.canary {
+            self.check_canary(&bound)?.require()?;
+        }
+        Ok(bound)
     }
 
     /// Binds an opened adapter to this model, with a report of what it touches.
@@ -204,7 +228,13 @@ impl Engine {
         if coverage.does_nothing() {
             log::warn!("adapter {} fits but does nothing: all its branches are zero", info.name);
         }
-        let bound = BoundAdapter::new(info.name.clone(), tail, TaskDefaults::read(info)?);
+        let task = TaskDefaults::read(info)?;
+        let bound = BoundAdapter::new(info.name.clone(), tail, task, info.canary.clone());
+        if let Some(private) = adapter.private() {
+            let mut decrypted = self.decrypted.lock().unwrap_or_else(PoisonError::into_inner);
+            decrypted.retain(|known| known.strong_count() > 0 && known.as_ptr() != Arc::as_ptr(private));
+            decrypted.push(Arc::downgrade(private));
+        }
         Ok((bound, coverage))
     }
 
@@ -286,6 +316,13 @@ impl Engine {
     /// Bytes that the device holds now; none between a loss and the next use.
     pub fn memory(&self) -> DeviceMemory {
         self.shared.memory()
+    }
+
+    /// Bytes of decrypted adapters in this process's memory: whole files, held while an adapter of them is open. What is
+    /// resident of them on the device is in [`Self::memory`], too.
+    pub fn decrypted_bytes(&self) -> u64 {
+        let decrypted = self.decrypted.lock().unwrap_or_else(PoisonError::into_inner);
+        decrypted.iter().filter_map(Weak::upgrade).map(|private| private.bytes().len() as u64).sum()
     }
 
     /// What was computed so far.

@@ -95,6 +95,30 @@ pub enum Error {
         /// Which modules it names and which the model has.
         reason: String,
     },
+    /// An adapter is encrypted, and no key or another one was given.
+    #[error("{path} is encrypted: {reason}", path = path.display())]
+    Locked {
+        /// The encrypted file.
+        path: PathBuf,
+        /// What was wrong with the key.
+        reason: String,
+    },
+    /// A signature was asked for, and the adapter has none, a broken one, or one of somebody who is not trusted.
+    #[error("{path} is not trusted: {reason}", path = path.display())]
+    Untrusted {
+        /// The adapter's file or folder.
+        path: PathBuf,
+        /// What is wrong with the signature.
+        reason: String,
+    },
+    /// An adapter fits this model by its shapes but does not do what it was made for.
+    #[error("adapter {adapter} does not act as it should: {reason}")]
+    CanaryFailed {
+        /// The adapter's name.
+        adapter: String,
+        /// What the probe showed.
+        reason: String,
+    },
     /// A token id is not in the vocabulary.
     #[error("token id {id} is outside the vocabulary of {vocab} tokens")]
     TokenOutOfRange {

@@ -188,6 +188,7 @@ fn a_task_file_comes_back_as_it_was_written() {
         stop: vec!["\n".into(), "</s>".into()],
         sampling: Some(json!({"temperature": 0.5})),
         max_tokens: Some(7),
+        ..AdapterInfo::default()
     };
     let written = modules(&mut Random(1));
     // f16 keeps 11 bits, int8 rows about 7: squared errors of about 4e-8 and 2e-5.

@@ -320,9 +320,11 @@ fn keys_that_change_the_meaning_are_refused_and_others_ignored() {
             "{error}"
         );
     }
-    for key in ["calora.probe", "calora.signature", "somebody.elses"] {
+    for key in ["calora.signature", "somebody.elses"] {
         open(folder.path(), &with(key)).unwrap();
     }
+    let error = open(folder.path(), &with("calora.probe")).unwrap_err();
+    assert!(error.to_string().contains("calora.probe"), "{error}");
 }
 
 #[test]

@@ -3,7 +3,10 @@
 use std::sync::Mutex;
 use std::sync::PoisonError;
 
+use calora::adapter::protect::{is_encrypted, protect, read_task_file};
+use calora::adapter::{AdapterOptions, Protection, PublicKey, SecretKey, replace_task_file};
 use calora::engine::BoundAdapter;
+use zeroize::Zeroize;
 
 use crate::error::{EngineError, Result};
 
@@ -30,6 +33,39 @@ pub struct AdapterInfo {
     pub has_recovery: bool,
     /// What it tells the model before a conversation.
     pub instructions: Option<String>,
+    /// Whether the file is encrypted.
+    pub encrypted: bool,
+    /// Whether it says what it does to the logits of a probe, so that it can be proven to act.
+    pub has_canary: bool,
+    /// The public key that signed it, in hexadecimal digits; only where trusted signers were asked for.
+    pub signer: Option<String>,
+}
+
+/// How an adapter is opened. It has no `Debug`: nothing shows the key.
+#[derive(Clone, Default, uniffi::Record)]
+pub struct AdapterOpenOptions {
+    /// The 32 bytes that an encrypted adapter was encrypted with; a plain one does not need them.
+    #[uniffi(default = None)]
+    pub key: Option<Vec<u8>>,
+    /// Public keys of 32 bytes: only what one of them signed is opened. An empty list trusts nobody; absent, no signature
+    /// is asked for.
+    #[uniffi(default = None)]
+    pub trusted_signers: Option<Vec<Vec<u8>>>,
+    /// Whether the adapter must prove, by two short passes, that it acts, and as it did where it was made.
+    #[uniffi(default = false)]
+    pub check_canary: bool,
+}
+
+impl AdapterOpenOptions {
+    /// Moves the key into memory that is overwritten when it is dropped, and overwrites this copy.
+    pub(crate) fn take(mut self) -> Result<AdapterOptions> {
+        let key = self.key.as_deref().map(SecretKey::from_slice).transpose();
+        self.key.zeroize();
+        let signers =
+            self.trusted_signers.map(|keys| keys.iter().map(|k| PublicKey::from_slice(k)).collect());
+        let trusted_signers = signers.transpose()?;
+        Ok(AdapterOptions { key: key?, trusted_signers, canary: self.check_canary })
+    }
 }
 
 impl AdapterInfo {
@@ -53,6 +89,9 @@ impl AdapterInfo {
             has_lora,
             has_recovery: adapter.has_recovery(),
             instructions: info.system_prompt.clone(),
+            encrypted: info.encrypted,
+            has_canary: info.canary.is_some(),
+            signer: info.signer.map(|signer| signer.to_string()),
         }
     }
 }
@@ -61,6 +100,25 @@ impl AdapterInfo {
 #[uniffi::export]
 pub fn inspect_adapter(path: String) -> Result<AdapterInfo> {
     Ok(AdapterInfo::of(&calora::adapter::TaskAdapter::open(path)?))
+}
+
+/// Encrypts a task file with a key of 32 bytes and writes the result to `out`, which may be the same place. Nothing
+/// unencrypted is written. A PEFT folder is packed into a task file first, by `calora pack`.
+#[uniffi::export]
+pub fn encrypt_adapter(path: String, out: String, mut key: Vec<u8>) -> Result<()> {
+    let secret = SecretKey::from_slice(&key);
+    key.zeroize();
+    let path = std::path::Path::new(&path);
+    if path.is_dir() || is_encrypted(path) {
+        let feature = if path.is_dir() { "encrypting a PEFT folder" } else { "encrypting twice" }.into();
+        let reason = "give a plain task file; `calora pack` makes one of a folder".into();
+        return Err(EngineError::Unsupported { path: path.display().to_string(), feature, reason });
+    }
+    let task_file = read_task_file(path, None)?;
+    // Refuses what is no task file.
+    calora::adapter::TaskAdapter::open(path)?;
+    let protection = Protection { encrypt: Some(secret?), ..Protection::default() };
+    Ok(replace_task_file(out.as_ref(), &protect(path, task_file.bytes(), &protection)?)?)
 }
 
 /// A memory-mapped adapter that fits one engine's model.
@@ -72,9 +130,16 @@ pub struct TaskAdapter {
 }
 
 impl TaskAdapter {
-    pub(crate) fn open(engine: &calora::engine::Engine, path: &str) -> Result<Self> {
-        let adapter = calora::adapter::TaskAdapter::open(path)?;
+    pub(crate) fn open(
+        engine: &calora::engine::Engine,
+        path: &str,
+        options: &AdapterOptions,
+    ) -> Result<Self> {
+        let adapter = calora::adapter::TaskAdapter::open_with(path, options)?;
         let (bound, coverage) = engine.bind_adapter(&adapter)?;
+        if options.canary {
+            engine.check_canary(&bound)?.require()?;
+        }
         Ok(Self {
             info: AdapterInfo::of(&adapter),
             coverage: coverage.to_string(),

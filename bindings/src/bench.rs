@@ -25,6 +25,7 @@ pub struct BenchmarkOptions {
 impl BenchmarkOptions {
     pub(crate) fn run(&self, engine: &Engine) -> Result<String> {
         let bench = Bench {
+            open: calora::adapter::AdapterOptions::default(),
             adapters: self.adapters.iter().map(|path| (path.into(), 1.0)).collect(),
             prompt_tokens: self.prompt_tokens as usize,
             output_tokens: self.output_tokens as usize,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use calora::engine::ResidentAdapter;
 
-use crate::adapter::TaskAdapter;
+use crate::adapter::{AdapterOpenOptions, TaskAdapter};
 use crate::bench::BenchmarkOptions;
 use crate::config::{EngineConfig, LoadProgress, forward};
 use crate::error::{EngineError, Result};
@@ -192,7 +192,7 @@ impl Engine {
     /// Bytes held now; waits for the pass in progress. None on the device between a loss and the next use.
     pub async fn memory(&self) -> Result<MemoryUse> {
         let engine = self.core.engine()?;
-        self.core.worker.run(move || Ok((&engine).into())).await
+        self.core.worker.run(move || Ok(MemoryUse::of(&engine))).await
     }
 
     /// What was computed since the engine was loaded.
@@ -203,8 +203,19 @@ impl Engine {
 
     /// Maps a task file or PEFT folder and checks that it belongs to this model; its tensors stay in the file.
     pub async fn open_adapter(&self, path: String) -> Result<Arc<TaskAdapter>> {
+        self.open_adapter_with(path, AdapterOpenOptions::default()).await
+    }
+
+    /// The same for an encrypted adapter, or with questions about it: its signer, its canary. An encrypted one is decrypted
+    /// into memory, which is overwritten once nobody uses it.
+    pub async fn open_adapter_with(
+        &self,
+        path: String,
+        options: AdapterOpenOptions,
+    ) -> Result<Arc<TaskAdapter>> {
+        let options = options.take()?;
         let engine = self.core.engine()?;
-        self.core.worker.run(move || Ok(Arc::new(TaskAdapter::open(&engine, &path)?))).await
+        self.core.worker.run(move || Ok(Arc::new(TaskAdapter::open(&engine, &path, &options)?))).await
     }
 
     /// Makes an adapter resident and keeps it so, whatever the budget: attaching it then moves no bytes.

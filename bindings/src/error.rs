@@ -55,6 +55,30 @@ pub enum EngineError {
         /// Which modules it names and which the model has.
         reason: String,
     },
+    /// The adapter is encrypted, and no key or another one was given.
+    #[error("{path} is encrypted: {reason}")]
+    AdapterLocked {
+        /// The file.
+        path: String,
+        /// What was wrong with the key.
+        reason: String,
+    },
+    /// The adapter has no signature of a trusted signer, or was changed after it was signed.
+    #[error("{path} is not trusted: {reason}")]
+    AdapterUntrusted {
+        /// The file or folder.
+        path: String,
+        /// What is wrong with the signature.
+        reason: String,
+    },
+    /// The adapter fits by its shapes and does nothing, or something else than it was made for.
+    #[error("adapter {adapter} does not act as it should: {reason}")]
+    AdapterUnproven {
+        /// The adapter's name.
+        adapter: String,
+        /// What its probe showed.
+        reason: String,
+    },
     /// Prompt and conversation do not fit the context.
     #[error("the context holds {context_size} tokens, {token_count} are needed")]
     ContextSizeExceeded {
@@ -171,6 +195,13 @@ impl From<calora::Error> for EngineError {
             Error::AdapterTouchesNothing { adapter, reason } => {
                 Self::AdapterTouchesNothing { adapter, reason }
             }
+            Error::Locked { path, reason } => {
+                Self::AdapterLocked { path: path.display().to_string(), reason }
+            }
+            Error::Untrusted { path, reason } => {
+                Self::AdapterUntrusted { path: path.display().to_string(), reason }
+            }
+            Error::CanaryFailed { adapter, reason } => Self::AdapterUnproven { adapter, reason },
             Error::TokenOutOfRange { id, vocab } => Self::InvalidOption {
                 option: "token".into(),
                 value: id.to_string(),

@@ -86,10 +86,12 @@ pub struct MemoryUse {
     pub scratch_bytes: u64,
     /// Beginnings of conversations that were put aside, in ordinary memory.
     pub prefix_bytes: u64,
+    /// Encrypted adapters that are open, decrypted.
+    pub decrypted_bytes: u64,
 }
 
-impl From<&calora::engine::Engine> for MemoryUse {
-    fn from(engine: &calora::engine::Engine) -> Self {
+impl MemoryUse {
+    pub(crate) fn of(engine: &calora::engine::Engine) -> Self {
         let m = engine.memory();
         Self {
             prefix_bytes: engine.prefix_bytes(),
@@ -97,6 +99,7 @@ impl From<&calora::engine::Engine> for MemoryUse {
             cache_bytes: m.caches,
             adapter_bytes: m.tails,
             scratch_bytes: m.scratch,
+            decrypted_bytes: engine.decrypted_bytes(),
         }
     }
 }

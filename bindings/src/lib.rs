@@ -24,7 +24,7 @@ mod session;
 mod stream;
 mod worker;
 
-pub use adapter::{AdapterInfo, TaskAdapter, inspect_adapter};
+pub use adapter::{AdapterInfo, AdapterOpenOptions, TaskAdapter, encrypt_adapter, inspect_adapter};
 pub use availability::{Availability, UnavailableReason, availability};
 pub use bench::BenchmarkOptions;
 pub use config::{Activations, DeviceChoice, EngineConfig, LoadProgress, LoadState};

@@ -3,6 +3,7 @@
 pub mod calibrate;
 pub mod compress;
 pub mod eval;
+pub mod keys;
 pub mod linalg;
 pub mod pack;
 pub mod plot;

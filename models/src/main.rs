@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 
 #[cfg(feature = "train")]
 use commands::{adapt, lora};
-use commands::{bench, compress, demo, devices, eval, inspect, logits, pack, prepare, run};
+use commands::{bench, compress, demo, devices, eval, inspect, keygen, logits, pack, prepare, protect, run};
 #[cfg(not(feature = "train"))]
 use commands::{untrained as adapt, untrained as lora};
 
@@ -39,6 +39,10 @@ enum Command {
     Adapt(Box<adapt::Args>),
     /// Turn PEFT LoRA folders into one task file, without training.
     Pack(pack::Args),
+    /// Sign, encrypt or prove a task file.
+    Protect(protect::Args),
+    /// New keys to sign and encrypt adapters with.
+    Keygen(keygen::Args),
     /// Accuracy, perplexity or exact match on a file of rows.
     Eval(eval::Args),
     /// Logits of given token ids, for parity checks.
@@ -61,6 +65,8 @@ fn main() -> std::process::ExitCode {
         Command::Adapt(args) => adapt::run(&args),
         Command::Prepare(args) => prepare::run(&args),
         Command::Pack(args) => pack::run(&args),
+        Command::Protect(args) => protect::run(&args),
+        Command::Keygen(args) => keygen::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use calora::adapter::{
-    AdapterInfo, Branch, BranchKind, BranchStorage, Coverage, LowRank, TaskAdapter, write_task_file,
+    AdapterInfo, Branch, BranchKind, BranchStorage, Coverage, LowRank, TaskAdapter, replace_task_file,
+    task_file_bytes,
 };
 use calora::arch::Recipe;
 use calora::weights::{BaseIds, Tensor};
@@ -73,10 +74,7 @@ pub struct PackOptions {
     pub storage: BranchStorage,
 }
 
-/// Packs adapters for a base into `out`; several become one whose effect is their weighted sum: their ranks concatenate.
-///
-/// The file is bound to the base's source id, so that it runs on every compression of that source. A compressed model
-/// that does not know its source gives its compressed id: the file then runs on that model alone.
+/// Packs adapters for a base into `out`, as [`pack_bytes`] does, and says what the result covers.
 pub fn pack(
     adapters: &[TaskAdapter],
     recipe: &Recipe,
@@ -84,6 +82,22 @@ pub fn pack(
     out: &Path,
     options: &PackOptions,
 ) -> Result<Coverage> {
+    replace_task_file(out, &pack_bytes(adapters, recipe, ids, out, options)?)?;
+    Ok(TaskAdapter::open(out)?.bind(recipe, ids)?.1)
+}
+
+/// Packs adapters for a base into the bytes of one task file; several become one whose effect is their weighted sum: their
+/// ranks concatenate. `out` names it in errors.
+///
+/// The file is bound to the base's source id, so that it runs on every compression of that source. A compressed model
+/// that does not know its source gives its compressed id: the file then runs on that model alone.
+pub fn pack_bytes(
+    adapters: &[TaskAdapter],
+    recipe: &Recipe,
+    ids: &BaseIds,
+    out: &Path,
+    options: &PackOptions,
+) -> Result<Vec<u8>> {
     let Some(first) = adapters.first() else { bail!("name at least one adapter to pack") };
     if !options.weights.is_empty() && options.weights.len() != adapters.len() {
         bail!("{} weights for {} adapters", options.weights.len(), adapters.len());
@@ -114,8 +128,7 @@ pub fn pack(
     let name = options.name.clone().or(task.name.clone()).unwrap_or_else(|| first.info().name.clone());
     let info = task.info(name);
     let base = ids.source.as_ref().or(ids.compressed.as_ref());
-    write_task_file(out, &info, base.map(String::as_str), &modules, options.storage)?;
-    Ok(TaskAdapter::open(out)?.bind(recipe, ids)?.1)
+    Ok(task_file_bytes(out, &info, base.map(String::as_str), &modules, options.storage)?)
 }
 
 /// Several branches of one linear as one: A and B concatenate along the rank. The largest scaling stays a number of the

@@ -328,3 +328,71 @@ fn the_shipped_adapted_task_repairs_int2() {
         fails(&["eval", &work.path("int4"), "--adapter", &adapted, "--data", &work.path("rows.jsonl")]);
     assert!(error.contains("was made for base"), "{error}");
 }
+
+/// Keys, a packed task that is proven, signed and encrypted, and what opens it.
+#[test]
+fn a_protected_task_opens_with_its_key_and_its_signer_only() {
+    let work = Work::new();
+    let (base, intent) = (models("base"), models("adapters/intent"));
+    let (secret, sign, other) = (work.path("secret"), work.path("sign"), work.path("other"));
+    ok(&["keygen", "--encrypt", &secret]);
+    let public = ok(&["keygen", "--sign", &sign]);
+    ok(&["keygen", "--encrypt", &other]);
+    assert!(fails(&["keygen", "--encrypt", &secret]).contains("secret"), "a key was written over");
+    #[cfg(unix)]
+    for key in [&secret, &sign] {
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(key).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600, "{key} is readable by others");
+    }
+
+    let (signed, sealed) = (work.path("signed.safetensors"), work.path("intent.sealed"));
+    let common = ["pack", &intent, "--base", &base, "--canary", "--sign", &sign];
+    ok(&[&common[..], &["--out", &signed]].concat());
+    ok(&[&common[..], &["--out", &sealed, "--encrypt", &secret]].concat());
+    let shown = json(&["inspect", &signed, "--json"]);
+    assert_eq!(shown["signature"]["valid"], true);
+    assert_eq!(shown["signature"]["signer"], public.trim());
+    assert_eq!(shown["canary"]["scheme"], "bf16");
+    assert_eq!(shown["canary"]["activations"], "f32");
+    let closed = json(&["inspect", &sealed, "--json"]);
+    assert!(closed["encrypted"] == true && closed["name"].is_null(), "{closed}");
+    let opened = json(&["inspect", &sealed, "--key", &secret, "--json"]);
+    assert!(
+        opened["encrypted"] == true && opened["name"] == "intent" && opened["signature"]["valid"] == true
+    );
+
+    // Recorded on bf16, proven on int4 with int8 activations.
+    let model = work.path("int4");
+    let run = ["run", &model, "--prompt", "wake me with some quiet piano music", "--device", "cpu", "--json"];
+    let trusted = format!("{sign}.pub");
+    for trust in [trusted.as_str(), public.trim()] {
+        let right = ["--adapter", &sealed, "--key", &secret, "--trust", trust, "--check"];
+        assert_eq!(json(&[&run[..], &right].concat())["text"], "PlayMusic");
+    }
+    for (arguments, word) in [
+        (&["--adapter", &sealed][..], "is encrypted"),
+        (&["--adapter", &sealed, "--key", &other], "another one"),
+        (&["--adapter", &sealed, "--key", &sign], "calora-encryption-key"),
+        (&["--adapter", &work.path("intent.safetensors"), "--trust", &trusted], "not signed"),
+        (&["--adapter", &intent, "--trust", &trusted], "PEFT"),
+        (&["--adapter", &signed, "--trust", &"0".repeat(64)], "not among"),
+        (&["--adapter", &signed, "--trust", "nobody"], "64 hexadecimal"),
+    ] {
+        let error = fails(&[&run[..], arguments].concat());
+        assert!(error.contains(word), "{arguments:?}: {error}");
+    }
+
+    // Encrypting later and undoing it leave the signed file as it was.
+    let (again, plain) = (work.path("again.sealed"), work.path("plain.safetensors"));
+    ok(&["protect", &signed, "--out", &again, "--encrypt", &secret]);
+    ok(&["protect", &again, "--key", &secret, "--out", &plain]);
+    assert_eq!(std::fs::read(&plain).unwrap(), std::fs::read(&signed).unwrap());
+    assert!(fails(&["protect", &signed, "--out", &plain]).contains("--force"));
+    let error = fails(&["protect", &signed, "--out", &work.path("x"), "--canary=Hello", "--base", &base]);
+    assert!(error.contains("sign it again"), "{error}");
+    assert!(fails(&["protect", &signed, "--out", &work.path("x"), "--canary"]).contains("--base"));
+    let mut damaged = std::fs::read(&signed).unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    std::fs::write(&plain, damaged).unwrap();
+    assert_eq!(json(&["inspect", &plain, "--json"])["signature"]["valid"], false);
+}

@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::branch::{Branch, BranchKind, Tail};
+use super::canary::Canary;
 use super::coverage::{BaseCheck, Coverage};
+use super::protect::{AdapterOptions, PublicKey};
 use super::targets::Targets;
 use super::{peft, task_file};
 use crate::arch::Recipe;
 use crate::error::{Error, Result};
-use crate::weights::BaseIds;
+use crate::weights::{BaseIds, PrivateBytes};
 
 /// Module path (`model.layers.0.self_attn.q_proj`) to its branches.
 pub(super) type Modules = BTreeMap<String, Vec<Branch>>;
@@ -35,6 +38,12 @@ pub struct AdapterInfo {
     pub sampling: Option<serde_json::Value>,
     /// The default length of an answer.
     pub max_tokens: Option<usize>,
+    /// What it does to the logits after a short prompt, where that was recorded.
+    pub canary: Option<Canary>,
+    /// Who signed it, where trusted signers were asked for: then the signature was checked.
+    pub signer: Option<PublicKey>,
+    /// Whether the file is encrypted.
+    pub encrypted: bool,
 }
 
 /// An opened adapter: header and metadata; its tensors stay in the file until a device makes them resident.
@@ -44,26 +53,62 @@ pub struct TaskAdapter {
     modules: Modules,
     /// What a PEFT configuration says it targets.
     targets: Option<Targets>,
+    /// All of its file, where that lies in memory.
+    private: Option<Arc<PrivateBytes>>,
 }
 
 impl TaskAdapter {
     pub(super) fn new(info: AdapterInfo, modules: Modules) -> Self {
-        Self { info, modules, targets: None }
+        Self { info, modules, targets: None, private: None }
+    }
+
+    pub(super) fn with_private(self, private: Option<Arc<PrivateBytes>>) -> Self {
+        Self { private, ..self }
     }
 
     pub(super) fn with_targets(self, targets: Targets) -> Self {
         Self { targets: Some(targets), ..self }
     }
 
-    /// Opens a task file, or a PEFT folder.
+    /// Opens a task file, or a PEFT folder: [`Self::open_with`] without a key or questions.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, &AdapterOptions::default())
+    }
+
+    /// Opens a task file, encrypted or not, or a PEFT folder.
+    ///
+    /// An encrypted file without its key is [`Error::Locked`]; one without a trusted signature, where that is asked for,
+    /// [`Error::Untrusted`]. The canary is the engine's to check.
+    pub fn open_with(path: impl AsRef<Path>, options: &AdapterOptions) -> Result<Self> {
         let path = path.as_ref();
-        if path.is_dir() { peft::open(path) } else { task_file::open(path) }
+        if !path.is_dir() {
+            return task_file::open(path, options);
+        }
+        match &options.trusted_signers {
+            None => peft::open(path),
+            Some(_) => Err(Error::Untrusted {
+                path: path.to_owned(),
+                reason:
+                    "a PEFT folder carries no signature; make a task file of it with `calora pack --sign`"
+                        .into(),
+            }),
+        }
+    }
+
+    /// A task file whose bytes are in memory, and are copied; `path` names it in errors and need not exist.
+    pub fn from_bytes(path: impl AsRef<Path>, task_file: &[u8]) -> Result<Self> {
+        let path = path.as_ref();
+        let private = Arc::new(PrivateBytes::copy(path, task_file)?);
+        task_file::open_private(path, private, &AdapterOptions::default())
     }
 
     /// Name, description, base id and defaults.
     pub fn info(&self) -> &AdapterInfo {
         &self.info
+    }
+
+    pub(super) fn info_mut(&mut self) -> &mut AdapterInfo {
+        &mut self.info
     }
 
     /// Module paths with their branches.
@@ -74,6 +119,11 @@ impl TaskAdapter {
     /// Bytes of all branches in the file.
     pub fn byte_len(&self) -> usize {
         self.modules.values().flatten().map(|b| b.down.byte_len() + b.up.byte_len()).sum()
+    }
+
+    /// Its file in this process's memory, where it was decrypted.
+    pub(crate) fn private(&self) -> Option<&Arc<PrivateBytes>> {
+        self.private.as_ref()
     }
 
     /// Whether any branch repairs compression, which ties the adapter to one compressed base.

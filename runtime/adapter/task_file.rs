@@ -21,9 +21,12 @@
 //! | `calora.activation` | `gelu` (exact) or `linear`, between D and U; without the key `gelu` |
 //! | `calora.description`, `calora.system_prompt`, `calora.chat_template` | text, optional |
 //! | `calora.stop`, `calora.sampling`, `calora.max_tokens` | JSON list, object, number, optional |
+//! | `calora.probe` | the canary ([`super::canary`]), optional |
+//! | `calora.signer`, `calora.signature` | ed25519 ([`super::protect`]), optional, looked at only when asked |
 //!
-//! **Reserved** for later versions. `calora.probe` and `calora.signature` may be ignored: without them an adapter is
-//! merely not proven. `calora.base_recovery` and `calora.prefix` change what the adapter computes, so that a reader
+//! The file may be encrypted as a whole; it is then opened from memory.
+//!
+//! **Reserved** for later versions. `calora.base_recovery` and `calora.prefix` change what the adapter computes, so that a reader
 //! that does not know them refuses the file. Other keys are ignored; a tensor of another name is refused.
 //!
 //! A LoRA that was trained on a compressed model may be bound to its compressed id, a recovery branch that was made for
@@ -31,15 +34,18 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 
 use half::f16;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value, json};
 
 use super::branch::{Branch, BranchKind, LowRank};
+use super::canary::{self, Canary};
+use super::protect::{AdapterOptions, is_encrypted, sealed, signature};
 use super::task::{AdapterInfo, Modules, TaskAdapter};
 use crate::error::{Error, Result};
-use crate::weights::{DType, SafetensorsFile};
+use crate::weights::{DType, PrivateBytes, SafetensorsFile};
 
 /// `calora.format` of every version.
 const FORMAT: &str = "task-adapter";
@@ -54,9 +60,32 @@ const UNKNOWN_MEANING: &[&str] = &["calora.base_recovery", "calora.prefix"];
 const LORA: [&str; 3] = ["lora_A", "lora_B", "lora"];
 const RECOVERY: [&str; 3] = ["recovery_D", "recovery_U", "recovery"];
 
-/// Opens a task file: header and metadata; no tensor is read.
-pub(super) fn open(path: &Path) -> Result<TaskAdapter> {
-    let file = SafetensorsFile::open(path)?;
+/// Opens a task file: header and metadata; no tensor is read unless it is encrypted or its signature is asked for.
+pub(super) fn open(path: &Path, options: &AdapterOptions) -> Result<TaskAdapter> {
+    if !is_encrypted(path) {
+        return read(&SafetensorsFile::open(path)?, options);
+    }
+    let private = Arc::new(sealed::open(path, options.key.as_ref())?);
+    let mut adapter = open_private(path, private, options)?;
+    adapter.info_mut().encrypted = true;
+    Ok(adapter)
+}
+
+/// Opens a task file that lies in memory.
+pub(super) fn open_private(
+    path: &Path,
+    private: Arc<PrivateBytes>,
+    options: &AdapterOptions,
+) -> Result<TaskAdapter> {
+    let file = SafetensorsFile::from_private(path, private.clone())?;
+    Ok(read(&file, options)?.with_private(Some(private)))
+}
+
+fn read(file: &SafetensorsFile, options: &AdapterOptions) -> Result<TaskAdapter> {
+    let path = file.path();
+    // First of all: nothing of a file that is not trusted is looked at.
+    let trusted = options.trusted_signers.as_deref();
+    let signer = trusted.map(|trusted| signature::trusted_signer(file, trusted)).transpose()?;
     let metadata = Metadata { path, map: file.metadata() };
     metadata.check_format()?;
     let recovery = match metadata.get("activation").unwrap_or("gelu") {
@@ -69,11 +98,11 @@ pub(super) fn open(path: &Path) -> Result<TaskAdapter> {
     let scaling = metadata.object("scaling")?.unwrap_or_default();
     let mut scalings: usize = scaling.values().map(|v| v.as_object().map_or(1, |kinds| kinds.len())).sum();
     let mut modules = Modules::new();
-    for (module, matrices) in group(&file)? {
+    for (module, matrices) in group(file)? {
         for ([down, up, key], kind) in [(LORA, BranchKind::Lora), (RECOVERY, recovery)] {
             let (a, b) = match (matrices.get(down), matrices.get(up)) {
                 (None, None) => continue,
-                (Some(a), Some(b)) => (low_rank(&file, a)?, low_rank(&file, b)?),
+                (Some(a), Some(b)) => (low_rank(file, a)?, low_rank(file, b)?),
                 (Some(a), None) => return Err(Error::tensor(path, a, format!("has no {up} beside it"))),
                 (None, Some(b)) => return Err(Error::tensor(path, b, format!("has no {down} beside it"))),
             };
@@ -92,7 +121,8 @@ pub(super) fn open(path: &Path) -> Result<TaskAdapter> {
         let reason = format!("calora.scaling names {scalings} branches that have no tensors in the file");
         return Err(Error::malformed(path, reason));
     }
-    Ok(TaskAdapter::new(metadata.info()?, modules))
+    let canary = file.metadata().get(canary::KEY).map(|text| Canary::parse(path, text)).transpose()?;
+    Ok(TaskAdapter::new(AdapterInfo { canary, signer, ..metadata.info()? }, modules))
 }
 
 /// The `__metadata__` of a task file.
@@ -183,6 +213,7 @@ impl Metadata<'_> {
             stop,
             sampling: self.object("sampling")?.map(Value::Object),
             max_tokens,
+            ..AdapterInfo::default()
         })
     }
 }
@@ -234,10 +265,7 @@ pub enum BranchStorage {
     Int8,
 }
 
-/// Writes a task file: first beside its place, then renamed, so that a reader sees the old one or the new one whole.
-///
-/// `base` is the id that the adapter is bound to, or `None`. A module may have one LoRA and one recovery branch. An older
-/// task file of this name is replaced; anything else that stands there (a model, say) is not.
+/// Writes [`task_file_bytes`] as [`replace_task_file`] does.
 pub fn write_task_file(
     path: &Path,
     info: &AdapterInfo,
@@ -246,6 +274,27 @@ pub fn write_task_file(
     storage: BranchStorage,
 ) -> Result<()> {
     refuse_other_file(path)?;
+    replace_task_file(path, &task_file_bytes(path, info, base, modules, storage)?)
+}
+
+/// Writes a task file, encrypted or not: first beside its place, then renamed, so that a reader sees the old one or the
+/// new one whole. An older task file of this name is replaced; anything else that stands there (a model, say) is not.
+pub fn replace_task_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    refuse_other_file(path)?;
+    crate::weights::write_atomically(path, bytes)
+}
+
+/// The bytes of a task file; `path` names it in errors.
+///
+/// `base` is the id that the adapter is bound to, or `None`. A module may have one LoRA and one recovery branch. A canary
+/// is written; signing and encrypting come after, by [`super::protect::protect`].
+pub fn task_file_bytes(
+    path: &Path,
+    info: &AdapterInfo,
+    base: Option<&str>,
+    modules: &BTreeMap<String, Vec<Branch>>,
+    storage: BranchStorage,
+) -> Result<Vec<u8>> {
     let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
     let mut scaling = Map::new();
     let mut activation = None;
@@ -287,6 +336,7 @@ pub fn write_task_file(
         ("stop", (!info.stop.is_empty()).then(|| json!(info.stop).to_string())),
         ("sampling", info.sampling.as_ref().map(Value::to_string)),
         ("max_tokens", info.max_tokens.map(|n| n.to_string())),
+        ("probe", info.canary.as_ref().map(Canary::to_json)),
     ];
     metadata.extend(optional.into_iter().filter_map(|(k, v)| Some((format!("calora.{k}"), v?))));
     let mut views = Vec::new();
@@ -294,13 +344,12 @@ pub fn write_task_file(
         let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| Error::tensor(path, name, e))?;
         views.push((name.as_str(), view));
     }
-    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| Error::malformed(path, e))?;
-    crate::weights::write_atomically(path, &bytes)
+    safetensors::serialize(views, Some(metadata)).map_err(|e| Error::malformed(path, e))
 }
 
 /// Refuses to write over a file that is no task file.
 fn refuse_other_file(path: &Path) -> Result<()> {
-    if !path.exists() {
+    if !path.exists() || is_encrypted(path) {
         return Ok(());
     }
     let is_task = SafetensorsFile::open(path)

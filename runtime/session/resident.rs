@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use super::seat::Placed;
 use super::shared::Shared;
 use super::task::TaskDefaults;
-use crate::adapter::Tail;
+use crate::adapter::{Canary, Tail};
 use crate::device::{CacheId, TailId};
 use crate::error::Result;
 
@@ -52,14 +52,15 @@ struct Bound {
     tail: Tail,
     task: TaskDefaults,
     digest: OnceLock<[u8; 32]>,
+    canary: Option<Canary>,
 }
 
 impl BoundAdapter {
     /// Names a tail; every call gives an adapter of its own, even for equal tails.
-    pub(crate) fn new(name: String, tail: Tail, task: TaskDefaults) -> Self {
+    pub(crate) fn new(name: String, tail: Tail, task: TaskDefaults, canary: Option<Canary>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::new(Bound { name, id, tail, task, digest: OnceLock::new() }))
+        Self(Arc::new(Bound { name, id, tail, task, digest: OnceLock::new(), canary }))
     }
 
     /// The task's name.
@@ -75,6 +76,11 @@ impl BoundAdapter {
     /// What the task brings besides its branches.
     pub fn task(&self) -> &TaskDefaults {
         &self.0.task
+    }
+
+    /// What it was recorded to do, where its file says so.
+    pub fn canary(&self) -> Option<&Canary> {
+        self.0.canary.as_ref()
     }
 
     pub(crate) fn id(&self) -> u64 {

@@ -1,4 +1,4 @@
-//! One memory-mapped safetensors file: names, shapes and types from its header, tensors as views of the map.
+//! One safetensors file, memory-mapped or decrypted: names, shapes and types from its header, tensors as views of it.
 //!
 //! Invariant: the only `unsafe` of the weights floor is the map below. Opening reads the header and no tensor; a
 //! damaged file is an error that names the file and the tensor, never a panic.
@@ -9,15 +9,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::header::{Entry, Header};
+use super::private::PrivateBytes;
 use super::read::refuse_lfs_pointer;
 use super::tensor::{Backing, DType, Tensor};
 use crate::error::{Error, Result};
 
-/// A mapped safetensors file; clones share the map.
+/// A safetensors file; clones share its bytes.
 #[derive(Clone)]
 pub struct SafetensorsFile {
     path: Arc<PathBuf>,
-    map: Arc<memmap2::Mmap>,
+    backing: Backing,
     entries: Arc<[Entry]>,
     by_name: Arc<HashMap<String, usize>>,
     metadata: Arc<HashMap<String, String>>,
@@ -35,11 +36,20 @@ impl SafetensorsFile {
         let path = path.as_ref();
         let map = map(path)?;
         refuse_lfs_pointer(path, &map)?;
-        let header = Header::parse(path, &map)?;
+        Self::parse(path, Backing::Mapped(Arc::new(map)))
+    }
+
+    /// The same of a file that was decrypted into memory; `path` names it in errors.
+    pub(crate) fn from_private(path: &Path, bytes: Arc<PrivateBytes>) -> Result<Self> {
+        Self::parse(path, Backing::Private(bytes))
+    }
+
+    fn parse(path: &Path, backing: Backing) -> Result<Self> {
+        let header = Header::parse(path, backing.bytes())?;
         let by_name = header.entries.iter().enumerate().map(|(i, e)| (e.name.clone(), i)).collect();
         Ok(Self {
             path: Arc::new(path.to_owned()),
-            map: Arc::new(map),
+            backing,
             entries: header.entries.into(),
             by_name: Arc::new(by_name),
             metadata: Arc::new(header.metadata),
@@ -49,6 +59,11 @@ impl SafetensorsFile {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// All its bytes, header included.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.backing.bytes()
     }
 
     /// Names of all tensors, in the order of the file.
@@ -90,7 +105,7 @@ impl SafetensorsFile {
     /// A tensor's type as the file spells it, its shape and its raw bytes, also where calora does not read the type.
     pub fn raw(&self, name: &str) -> Option<(&str, &[usize], &[u8])> {
         let entry = self.entry(name)?;
-        Some((&entry.dtype, &entry.shape, self.map.get(entry.start..entry.end)?))
+        Some((&entry.dtype, &entry.shape, self.bytes().get(entry.start..entry.end)?))
     }
 
     fn entry(&self, name: &str) -> Option<&Entry> {
@@ -99,7 +114,7 @@ impl SafetensorsFile {
 
     fn view(&self, entry: &Entry, dtype: DType) -> Tensor {
         Tensor {
-            backing: Backing::Mapped(self.map.clone()),
+            backing: self.backing.clone(),
             range: entry.start..entry.end,
             path: self.path.clone(),
             name: entry.name.as_str().into(),

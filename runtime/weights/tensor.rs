@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
+use super::private::PrivateBytes;
 use crate::error::{Error, Result};
 
 /// Element types that tensors are stored in.
@@ -44,13 +45,16 @@ pub(crate) enum Backing {
     Mapped(Arc<memmap2::Mmap>),
     /// u64 elements keep the bytes aligned for every element type.
     Owned(Arc<[u64]>),
+    /// A decrypted file.
+    Private(Arc<PrivateBytes>),
 }
 
 impl Backing {
-    fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         match self {
             Self::Mapped(map) => map,
             Self::Owned(words) => bytemuck::cast_slice(words),
+            Self::Private(private) => private.bytes(),
         }
     }
 }

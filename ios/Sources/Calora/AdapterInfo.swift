@@ -23,6 +23,12 @@ public struct AdapterInfo: Sendable, Hashable {
     public let hasRecovery: Bool
     /// What it tells the model before a conversation.
     public let instructions: String?
+    /// Whether the file is encrypted.
+    public let isEncrypted: Bool
+    /// Whether it says what it does after a probe, so that it can be proven to act.
+    public let hasCanary: Bool
+    /// The public key that signed it, in hexadecimal digits; only where trusted signers were asked for.
+    public let signer: String?
 
     /// Reads the header of a task file or PEFT folder. No engine is needed and no tensor is read.
     public static func read(from url: URL) async throws(EngineError) -> AdapterInfo {
@@ -42,5 +48,8 @@ extension AdapterInfo {
         hasLoRA = info.hasLora
         hasRecovery = info.hasRecovery
         instructions = info.instructions
+        isEncrypted = info.encrypted
+        hasCanary = info.hasCanary
+        signer = info.signer
     }
 }

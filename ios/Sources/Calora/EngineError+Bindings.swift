@@ -22,6 +22,9 @@ extension EngineError {
             self = .adapterMismatch(adapter: adapter, expectedBase: expected, actualBase: actual)
         case .AdapterTouchesNothing(let adapter, let reason):
             self = .adapterTouchesNothing(adapter: adapter, reason: reason)
+        case .AdapterLocked(let path, let reason): self = .adapterLocked(path: path, reason: reason)
+        case .AdapterUntrusted(let path, let reason): self = .adapterUntrusted(path: path, reason: reason)
+        case .AdapterUnproven(let adapter, let reason): self = .adapterUnproven(adapter: adapter, reason: reason)
         case .ContextSizeExceeded(let size, let count):
             self = .contextSizeExceeded(contextSize: Int(clamping: size), tokenCount: Int(clamping: count))
         case .InvalidOption(let option, let value, let reason):

@@ -16,6 +16,12 @@ public enum EngineError: Error, Equatable, Sendable {
     case adapterMismatch(adapter: String, expectedBase: String, actualBase: String)
     /// The adapter would change nothing in this model.
     case adapterTouchesNothing(adapter: String, reason: String)
+    /// The adapter is encrypted, and no key or another one was given.
+    case adapterLocked(path: String, reason: String)
+    /// The adapter has no signature of a trusted signer, or was changed after it was signed.
+    case adapterUntrusted(path: String, reason: String)
+    /// The adapter fits by its shapes and does nothing, or something else than it was made for.
+    case adapterUnproven(adapter: String, reason: String)
     /// Prompt and conversation need `tokenCount` tokens, and the session holds `contextSize`.
     case contextSizeExceeded(contextSize: Int, tokenCount: Int)
     /// An option has a value that cannot work.
@@ -46,6 +52,9 @@ extension EngineError: LocalizedError {
             "adapter \(adapter) was made for base \(expected), but this model is \(actual)"
         case .adapterTouchesNothing(let adapter, let reason):
             "adapter \(adapter) touches nothing in this model: \(reason)"
+        case .adapterLocked(let path, let reason): "\(path) is encrypted: \(reason)"
+        case .adapterUntrusted(let path, let reason): "\(path) is not trusted: \(reason)"
+        case .adapterUnproven(let adapter, let reason): "adapter \(adapter) does not act as it should: \(reason)"
         case .contextSizeExceeded(let size, let count): "the context holds \(size) tokens, \(count) are needed"
         case .invalidOption(let option, let value, let reason): "\(option) = \(value): \(reason)"
         case .deviceUnavailable(let wanted, let reason): "no usable \(wanted) device: \(reason)"
@@ -62,6 +71,9 @@ extension EngineError: LocalizedError {
         switch self {
         case .fileNotFound, .invalidFile: "Download the file again."
         case .adapterMismatch, .adapterTouchesNothing: "Use the adapter with the model it was made for."
+        case .adapterLocked: "Open the adapter with the key that it was encrypted with."
+        case .adapterUntrusted: "Get the adapter from its source again."
+        case .adapterUnproven: "Use the adapter with the model it was made for, or get it again."
         case .contextSizeExceeded: "Shorten the prompt or begin a new session."
         case .deviceUnavailable: "Choose the device automatically, or the CPU."
         case .deviceLost: "Close the engine and load it again."

@@ -12,10 +12,12 @@ public struct MemoryUse: Sendable, Hashable {
     public let scratchBytes: UInt64
     /// Beginnings of conversations that were put aside, in ordinary memory.
     public let prefixBytes: UInt64
+    /// Encrypted adapters that are open, decrypted.
+    public let decryptedBytes: UInt64
 
     /// All of it.
     public var totalBytes: UInt64 {
-        weightBytes + cacheBytes + adapterBytes + scratchBytes + prefixBytes
+        weightBytes + cacheBytes + adapterBytes + scratchBytes + prefixBytes + decryptedBytes
     }
 
     init(_ memory: CaloraBindings.MemoryUse) {
@@ -24,6 +26,7 @@ public struct MemoryUse: Sendable, Hashable {
         adapterBytes = memory.adapterBytes
         scratchBytes = memory.scratchBytes
         prefixBytes = memory.prefixBytes
+        decryptedBytes = memory.decryptedBytes
     }
 }
 

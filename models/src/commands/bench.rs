@@ -39,6 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let engine = args.load.load(&args.model)?;
     let bench = Bench {
         adapters: args.adapters.parse()?,
+        open: args.adapters.options()?,
         prompt_tokens: args.prompt_tokens,
         output_tokens: args.output_tokens,
         runs: args.runs,

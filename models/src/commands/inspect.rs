@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use calora::adapter::{BranchKind, TaskAdapter};
+use calora::adapter::protect::{self, is_encrypted};
+use calora::adapter::{AdapterOptions, BranchKind, TaskAdapter};
 use calora::weights::{BaseIds, ModelFolder, Storage};
+use calora_models::keys::read_encryption_key;
 use serde_json::{Value, json};
 
 use crate::output;
@@ -17,6 +19,9 @@ pub(crate) struct Args {
     /// The model that an adapter is meant for: shows what it covers there.
     #[arg(long)]
     base: Option<PathBuf>,
+    /// Opens an encrypted adapter; without it only that it is encrypted is known.
+    #[arg(long, value_name = "KEYFILE")]
+    key: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -24,7 +29,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let is_model = args.path.join("config.json").exists();
-    let report = if is_model { model(&args.path)? } else { adapter(&args.path, args.base.as_deref())? };
+    let report = if is_model { model(&args.path)? } else { adapter(args)? };
     if args.json {
         return output::json(&report);
     }
@@ -61,8 +66,26 @@ fn model(path: &Path) -> Result<Value> {
     }))
 }
 
-fn adapter(path: &Path, base: Option<&Path>) -> Result<Value> {
-    let adapter = TaskAdapter::open(path)?;
+/// Who signed a task file, and whether the signature fits it.
+fn signature(args: &Args, options: &AdapterOptions) -> Result<Value> {
+    match protect::signer(&args.path, options.key.as_ref()) {
+        Ok(Some(signer)) => Ok(json!({"valid": true, "signer": signer.to_string()})),
+        Ok(None) => Ok(Value::Null),
+        Err(calora::Error::Untrusted { reason, .. }) => Ok(json!({"valid": false, "reason": reason})),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn adapter(args: &Args) -> Result<Value> {
+    let path = &args.path;
+    let key = args.key.as_deref().map(read_encryption_key).transpose()?;
+    if key.is_none() && is_encrypted(path) {
+        let bytes = std::fs::metadata(path)?.len();
+        return Ok(json!({"kind": "adapter", "encrypted": true, "file_bytes": bytes}));
+    }
+    let options = AdapterOptions { key, ..AdapterOptions::default() };
+    let adapter = TaskAdapter::open_with(path, &options)?;
+    let signature = if path.is_dir() { Value::Null } else { signature(args, &options)? };
     let info = adapter.info();
     let modules: serde_json::Map<String, Value> = adapter
         .modules()
@@ -84,9 +107,10 @@ fn adapter(path: &Path, base: Option<&Path>) -> Result<Value> {
     let mut report = json!({
         "kind": "adapter", "name": info.name, "description": info.description, "base": info.base,
         "bytes": adapter.byte_len(), "system_prompt": info.system_prompt, "stop": info.stop,
-        "sampling": info.sampling, "max_tokens": info.max_tokens, "modules": modules
+        "sampling": info.sampling, "max_tokens": info.max_tokens,
+        "encrypted": info.encrypted, "signature": signature, "canary": info.canary, "modules": modules
     });
-    if let Some(base) = base {
+    if let Some(base) = &args.base {
         let folder = ModelFolder::open(base)?;
         let recipe = calora::arch::recipe(folder.config(), folder.config_path())?;
         let (_, coverage) = adapter.bind(&recipe, &folder.ids()?)?;

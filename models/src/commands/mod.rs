@@ -8,11 +8,13 @@ pub(crate) mod demo;
 pub(crate) mod devices;
 pub(crate) mod eval;
 pub(crate) mod inspect;
+pub(crate) mod keygen;
 pub(crate) mod logits;
 #[cfg(feature = "train")]
 pub(crate) mod lora;
 pub(crate) mod pack;
 pub(crate) mod prepare;
+pub(crate) mod protect;
 pub(crate) mod run;
 #[cfg(feature = "train")]
 mod train;
@@ -22,7 +24,9 @@ pub(crate) mod untrained;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use calora::adapter::AdapterOptions;
 use calora::engine::{ActivationChoice, BoundAdapter, DeviceChoice, Engine, EngineOptions};
+use calora_models::keys::{public_key, read_encryption_key};
 use clap::ValueEnum;
 
 /// `--device`.
@@ -92,6 +96,15 @@ pub(crate) struct AdapterArgs {
     /// A task file or PEFT folder to attach, `FILE` or `FILE=SCALE`; several add up.
     #[arg(long = "adapter", value_name = "T")]
     pub(crate) adapters: Vec<String>,
+    /// Opens encrypted adapters.
+    #[arg(long, value_name = "KEYFILE")]
+    key: Option<PathBuf>,
+    /// Attach only what this signer signed: a public key or its file; several are each trusted.
+    #[arg(long, value_name = "PUBKEY")]
+    trust: Vec<String>,
+    /// Attach only what proves, by its canary, that it acts as it should.
+    #[arg(long)]
+    check: bool,
 }
 
 impl AdapterArgs {
@@ -109,8 +122,20 @@ impl AdapterArgs {
         self.adapters.iter().map(parse).collect()
     }
 
+    /// How they are opened.
+    pub(crate) fn options(&self) -> Result<AdapterOptions> {
+        let trusted = self.trust.iter().map(|text| public_key(text)).collect::<Result<Vec<_>>>()?;
+        Ok(AdapterOptions {
+            key: self.key.as_deref().map(read_encryption_key).transpose()?,
+            trusted_signers: (!trusted.is_empty()).then_some(trusted),
+            canary: self.check,
+        })
+    }
+
     /// Opens and binds them all.
     pub(crate) fn open(&self, engine: &Engine) -> Result<Vec<(BoundAdapter, f32)>> {
-        self.parse()?.into_iter().map(|(path, scale)| Ok((engine.open_adapter(&path)?, scale))).collect()
+        let options = self.options()?;
+        let open = |(path, scale)| Ok((engine.open_adapter_with(path, &options)?, scale));
+        self.parse()?.into_iter().map(open).collect()
     }
 }

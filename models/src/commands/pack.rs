@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use calora::adapter::{BranchStorage, TaskAdapter};
 use calora::weights::ModelFolder;
-use calora_models::pack::{PackOptions, pack};
+use calora_models::pack::{PackOptions, TaskDescription, pack_bytes};
+use zeroize::Zeroizing;
 
+use super::protect::ProtectArgs;
 use crate::output;
 
 /// Packs PEFT folders into one task file that is bound to its base.
@@ -30,6 +32,8 @@ pub(crate) struct Args {
     /// Store the branches as int8 instead of f16: half the bytes.
     #[arg(long)]
     int8: bool,
+    #[command(flatten)]
+    protect: ProtectArgs,
     /// Overwrite an existing file.
     #[arg(long)]
     force: bool,
@@ -47,8 +51,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         weights: args.weights.clone(),
         storage: if args.int8 { BranchStorage::Int8 } else { BranchStorage::F16 },
     };
-    let coverage = pack(&adapters, &recipe, &folder.ids()?, &args.out, &options)?;
+    let ids = folder.ids()?;
+    let task_file = Zeroizing::new(pack_bytes(&adapters, &recipe, &ids, &args.out, &options)?);
+    let (_, coverage) = TaskAdapter::from_bytes(&args.out, &task_file)?.bind(&recipe, &ids)?;
     output::piece(&coverage.to_string())?;
-    let size = std::fs::metadata(&args.out)?.len();
-    output::line(format!("wrote {} ({})", args.out.display(), output::bytes(size)))
+    let example = TaskDescription::read(&args.adapters[0])?.examples.into_iter().next();
+    args.protect.write(&task_file, Some(&args.base), example.as_deref(), &args.out)
 }

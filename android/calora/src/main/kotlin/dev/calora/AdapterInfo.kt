@@ -15,6 +15,9 @@ import java.io.File
  * @property hasLora whether it steers the model
  * @property hasRecovery whether it repairs compression, which ties it to one compressed model
  * @property instructions what it tells the model before a conversation
+ * @property encrypted whether the file is encrypted
+ * @property hasCanary whether it says what it does after a probe, so that it can be proven to act
+ * @property signer the public key that signed it, in hexadecimal digits; only where trusted signers were asked for
  */
 public data class AdapterInfo(
     val name: String,
@@ -27,6 +30,9 @@ public data class AdapterInfo(
     val hasLora: Boolean,
     val hasRecovery: Boolean,
     val instructions: String?,
+    val encrypted: Boolean,
+    val hasCanary: Boolean,
+    val signer: String?,
 )
 
 internal fun dev.calora.ffi.AdapterInfo.toApi() =
@@ -41,4 +47,7 @@ internal fun dev.calora.ffi.AdapterInfo.toApi() =
         hasLora = hasLora,
         hasRecovery = hasRecovery,
         instructions = instructions,
+        encrypted = encrypted,
+        hasCanary = hasCanary,
+        signer = signer,
     )

@@ -38,10 +38,13 @@ public class AdapterLibrary internal constructor(private val engine: dev.calora.
      * @throws EngineException.Unsupported if it needs something that would not be computed
      * @throws EngineException.AdapterMismatch if it was made for another base, or its shapes are another model's
      * @throws EngineException.AdapterTouchesNothing if it would change nothing
+     * @throws EngineException.AdapterLocked if it is encrypted and [options] have another key or none
+     * @throws EngineException.AdapterUntrusted if none of the trusted signers signed it as it is
+     * @throws EngineException.AdapterUnproven if its canary is checked, and it does nothing or something else
      * @throws EngineException.Closed after [Engine.close]
      */
-    public suspend fun open(file: File): TaskAdapter =
-        TaskAdapter(awaitNative({ it.destroy() }) { engine.openAdapter(file.path) })
+    public suspend fun open(file: File, options: AdapterOpenOptions = AdapterOpenOptions()): TaskAdapter =
+        TaskAdapter(awaitNative({ it.destroy() }) { engine.openAdapterWith(file.path, options.toFfi()) })
 
     /**
      * Makes an adapter resident and keeps it so, whatever the budget: attaching it then moves no bytes.
@@ -65,9 +68,22 @@ public class AdapterLibrary internal constructor(private val engine: dev.calora.
          * @throws EngineException.FileNotFound where there is none
          * @throws EngineException.InvalidFile if it is damaged or no adapter
          * @throws EngineException.Unsupported if it needs something that would not be computed
+         * @throws EngineException.AdapterLocked if it is encrypted: then nothing of it can be read without its key
          */
         public suspend fun inspect(file: File): AdapterInfo =
             withContext(Dispatchers.IO) { native { dev.calora.ffi.inspectAdapter(file.path).toApi() } }
+
+        /**
+         * Encrypts a task file and writes the result to [to], which may be the same file. Nothing unencrypted is written.
+         *
+         * @param key 32 random bytes that the app keeps, best under a key of the Android Keystore
+         * @throws EngineException.FileNotFound where there is none
+         * @throws EngineException.InvalidFile if it is damaged or no task file
+         * @throws EngineException.InvalidOption if the key has another length
+         * @throws EngineException.Unsupported for a PEFT folder (pack it first) and for what is encrypted already
+         */
+        public suspend fun encrypt(file: File, to: File, key: ByteArray): Unit =
+            withContext(Dispatchers.IO) { native { dev.calora.ffi.encryptAdapter(file.path, to.path, key) } }
 
         private fun mayBeAdapter(file: File) =
             if (file.isDirectory) File(file, "adapter_config.json").exists() else file.extension == "safetensors"

@@ -49,6 +49,9 @@ internal fun FfiException.translated(): Exception =
         is FfiException.Unsupported -> EngineException.Unsupported(path, feature, reason)
         is FfiException.AdapterMismatch -> EngineException.AdapterMismatch(adapter, expectedBase, actualBase)
         is FfiException.AdapterTouchesNothing -> EngineException.AdapterTouchesNothing(adapter, reason)
+        is FfiException.AdapterLocked -> EngineException.AdapterLocked(path, reason)
+        is FfiException.AdapterUntrusted -> EngineException.AdapterUntrusted(path, reason)
+        is FfiException.AdapterUnproven -> EngineException.AdapterUnproven(adapter, reason)
         is FfiException.ContextSizeExceeded ->
             EngineException.ContextSizeExceeded(contextSize.toLong(), tokenCount.toLong())
         is FfiException.InvalidOption -> EngineException.InvalidOption(option, value, reason)

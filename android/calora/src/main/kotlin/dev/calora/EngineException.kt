@@ -66,6 +66,33 @@ public sealed class EngineException(message: String) : Exception(message) {
         EngineException("adapter $adapter touches nothing in this model: $reason")
 
     /**
+     * The adapter is encrypted, and no key or another one was given.
+     *
+     * @property path the file
+     * @property reason what was wrong with the key
+     */
+    public class AdapterLocked(public val path: String, public val reason: String) :
+        EngineException("$path is encrypted: $reason")
+
+    /**
+     * The adapter has no signature of a trusted signer, or was changed after it was signed.
+     *
+     * @property path the file or folder
+     * @property reason what is wrong with the signature
+     */
+    public class AdapterUntrusted(public val path: String, public val reason: String) :
+        EngineException("$path is not trusted: $reason")
+
+    /**
+     * The adapter fits by its shapes and does nothing, or something else than it was made for.
+     *
+     * @property adapter the adapter's name
+     * @property reason what its probe showed
+     */
+    public class AdapterUnproven(public val adapter: String, public val reason: String) :
+        EngineException("adapter $adapter does not act as it should: $reason")
+
+    /**
      * Prompt and conversation do not fit the context: shorten them, [Session.reset], or ask for a larger one.
      *
      * @property contextSize tokens that the session can hold

@@ -8,6 +8,7 @@ package dev.calora
  * @property adapterBytes resident adapters
  * @property scratchBytes working memory
  * @property prefixBytes beginnings of conversations that were put aside, in ordinary memory
+ * @property decryptedBytes encrypted adapters that are open, decrypted
  */
 public data class MemoryUse(
     val weightBytes: Long,
@@ -15,10 +16,11 @@ public data class MemoryUse(
     val adapterBytes: Long,
     val scratchBytes: Long,
     val prefixBytes: Long,
+    val decryptedBytes: Long,
 ) {
     /** All of it. */
     public val totalBytes: Long
-        get() = weightBytes + cacheBytes + adapterBytes + scratchBytes + prefixBytes
+        get() = weightBytes + cacheBytes + adapterBytes + scratchBytes + prefixBytes + decryptedBytes
 }
 
 /** How urgently memory is wanted. */
@@ -46,6 +48,7 @@ internal fun dev.calora.ffi.MemoryUse.toApi() =
         adapterBytes = adapterBytes.toLong(),
         scratchBytes = scratchBytes.toLong(),
         prefixBytes = prefixBytes.toLong(),
+        decryptedBytes = decryptedBytes.toLong(),
     )
 
 internal fun dev.calora.ffi.TrimReport.toApi() =

@@ -119,7 +119,7 @@ class ErrorTest {
             listOf(
                 Engine::class, Engine.Companion::class, EngineConfig::class, LoadProgress::class, AdapterLibrary::class,
                 AdapterLibrary.Companion::class, AdapterScan::class, TaskAdapter::class, ScaledAdapter::class,
-                AdapterInfo::class, Session::class, GenerationOptions::class, ResponseChunk::class, Response::class,
+                AdapterInfo::class, AdapterOpenOptions::class, Session::class, GenerationOptions::class, ResponseChunk::class, Response::class,
                 Usage::class, Choice::class, Message::class, Availability::class, Availability.Available::class,
                 Availability.Unavailable::class, DeviceInfo::class, ModelInfo::class, MemoryUse::class,
                 TrimReport::class, Statistics::class, BenchmarkOptions::class, LogSink::class, EngineException::class,
