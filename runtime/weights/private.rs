@@ -1,4 +1,5 @@
-//! Bytes that must not stay behind: a decrypted file in memory, overwritten when its last holder goes.
+//! Bytes of tensors that lie in memory and not in a map: a decrypted file, whose bytes must not stay behind, or generated
+//! values. All are overwritten when their last holder goes.
 //!
 //! Invariant: the buffer never grows, so that no copy of it is left where an allocator moved it from.
 

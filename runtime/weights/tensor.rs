@@ -43,9 +43,7 @@ impl DType {
 #[derive(Clone)]
 pub(crate) enum Backing {
     Mapped(Arc<memmap2::Mmap>),
-    /// u64 elements keep the bytes aligned for every element type.
-    Owned(Arc<[u64]>),
-    /// A decrypted file.
+    /// A decrypted file, or generated values.
     Private(Arc<PrivateBytes>),
 }
 
@@ -53,7 +51,6 @@ impl Backing {
     pub(super) fn bytes(&self) -> &[u8] {
         match self {
             Self::Mapped(map) => map,
-            Self::Owned(words) => bytemuck::cast_slice(words),
             Self::Private(private) => private.bytes(),
         }
     }
@@ -92,12 +89,11 @@ impl Tensor {
             let reason = format!("{} bytes for shape {shape:?} of {dtype:?}", bytes.len());
             return Err(Error::tensor("(memory)", name, reason));
         }
-        let mut words = vec![0u64; bytes.len().div_ceil(8)];
-        bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..bytes.len()].copy_from_slice(bytes);
+        let path = PathBuf::from("(memory)");
         Ok(Self {
-            backing: Backing::Owned(words.into()),
+            backing: Backing::Private(Arc::new(PrivateBytes::copy(&path, bytes)?)),
             range: 0..bytes.len(),
-            path: Arc::new(PathBuf::from("(memory)")),
+            path: Arc::new(path),
             name: name.into(),
             dtype,
             shape: shape.to_vec(),

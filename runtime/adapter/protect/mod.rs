@@ -1,7 +1,7 @@
 //! What makes a task file more than plain bytes: a signature, encryption at rest, and the keys of both.
 //!
-//! Both are optional and independent. A signature lies in the metadata of the task file ([`signature`]); an encrypted
-//! file holds a whole task file, signed or not ([`sealed`]).
+//! Both are optional and independent. A signature lies in the metadata of the task file (`signature.rs`); an encrypted
+//! file holds a whole task file, signed or not (`sealed.rs`).
 
 pub mod keys;
 mod metadata;
