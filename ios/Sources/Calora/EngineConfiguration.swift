@@ -16,6 +16,8 @@ extension Engine {
         public var threads: Int?
         /// Bytes of adapters that stay resident after their last use, by default 64 MiB. The least recently used go first.
         public var adapterBudgetBytes: Int?
+        /// Whether the CPU computes where the GPU is refused or lost for good; by default only with ``DeviceChoice/auto``.
+        public var fallbackToCPU: Bool?
 
         /// A configuration.
         public init(
@@ -24,7 +26,8 @@ extension Engine {
             activations: Activations = .auto,
             contextSize: Int? = nil,
             threads: Int? = nil,
-            adapterBudgetBytes: Int? = nil
+            adapterBudgetBytes: Int? = nil,
+            fallbackToCPU: Bool? = nil
         ) {
             self.model = model
             self.device = device
@@ -32,6 +35,7 @@ extension Engine {
             self.contextSize = contextSize
             self.threads = threads
             self.adapterBudgetBytes = adapterBudgetBytes
+            self.fallbackToCPU = fallbackToCPU
         }
     }
 
@@ -73,7 +77,8 @@ extension Engine.Configuration {
             activations: activations.bindings,
             contextSize: try count(contextSize, "context_size"),
             threads: try count(threads, "threads"),
-            adapterBudgetBytes: budget
+            adapterBudgetBytes: budget,
+            fallbackToCpu: fallbackToCPU
         )
     }
 }

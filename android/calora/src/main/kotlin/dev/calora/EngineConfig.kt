@@ -12,6 +12,8 @@ import java.io.File
  * @property threads threads of the CPU device; null for one a core
  * @property adapterBudgetBytes bytes of adapters that stay resident after their last use, the least recently used go
  *   first; null for 64 MiB
+ * @property fallbackToCpu whether the CPU computes where the GPU is refused or lost for good; null for only with
+ *   [DeviceChoice.AUTO]
  */
 public data class EngineConfig(
     val model: File,
@@ -20,6 +22,7 @@ public data class EngineConfig(
     val contextSize: Int? = null,
     val threads: Int? = null,
     val adapterBudgetBytes: Long? = null,
+    val fallbackToCpu: Boolean? = null,
 )
 
 /** Which device computes. */
@@ -64,4 +67,5 @@ internal fun EngineConfig.toFfi() =
         contextSize = contextSize?.unsigned("contextSize"),
         threads = threads?.unsigned("threads"),
         adapterBudgetBytes = adapterBudgetBytes?.unsigned("adapterBudgetBytes"),
+        fallbackToCpu = fallbackToCpu,
     )
