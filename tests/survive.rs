@@ -173,6 +173,15 @@ fn work_that_takes_every_device_down_moves_to_the_cpu_or_fails() {
     out.respond(&mut talk, &tokens, &greedy(4));
     assert_eq!((out.failures, events(&plan)), (0, [3, 2, 1, 0]));
     assert_eq!(out.given[0], out.given[1]);
+
+    // A CPU that fails too gets as many tries.
+    let plan = watchdog();
+    let makes = (failing_cpu(&model, &plan), Some(failing_cpu(&model, &plan)));
+    let hopeless = engine(&model, &small_config(), &plan, makes, TIGHT);
+    let mut talk = session(&hopeless, &[]).unwrap();
+    let failed = talk.respond_to_tokens(&tokens, &greedy(4)).unwrap().collect().unwrap_err();
+    assert!(matches!(failed, Error::DeviceLost { .. }), "{failed}");
+    assert_eq!(events(&plan), [6, 4, 1, 0]);
 }
 
 #[test]
