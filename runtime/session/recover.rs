@@ -28,12 +28,10 @@ impl Residency {
             }
             Error::DeviceLost { .. } | Error::Gpu { .. } if shared.can_recover() => {
                 *losses += 1;
-                if *losses < MOST_LOSSES {
-                    return Ok(());
-                }
-                // On the CPU it starts anew.
-                *losses = 0;
-                if shared.settle_for_cpu(&error) { Ok(()) } else { Err(error) }
+                // The CPU gets as many tries; another session may have settled for it already.
+                let gives_up =
+                    *losses == 2 * MOST_LOSSES || *losses == MOST_LOSSES && !shared.settle_for_cpu(&error);
+                if gives_up { Err(error) } else { Ok(()) }
             }
             _ => Err(error),
         }

@@ -38,6 +38,8 @@ pub(crate) struct Seat {
     recovery: Option<Recovery>,
     /// Why the device is given up for the CPU.
     refused: Option<String>,
+    /// Whether the CPU has taken over.
+    moved: bool,
     /// Tokens of a pass that every later device must take.
     least_tokens: usize,
     /// Not told yet.
@@ -47,7 +49,16 @@ pub(crate) struct Seat {
 impl Seat {
     pub(crate) fn new(device: Box<dyn Device>, recovery: Option<Recovery>, least_tokens: usize) -> Self {
         let info = Arc::new(device.info().clone());
-        Self { device: Some(device), info, epoch: 0, recovery, refused: None, least_tokens, news: Vec::new() }
+        Self {
+            device: Some(device),
+            info,
+            epoch: 0,
+            recovery,
+            refused: None,
+            moved: false,
+            least_tokens,
+            news: Vec::new(),
+        }
     }
 
     pub(crate) fn info(&self) -> &Arc<DeviceInfo> {
@@ -96,10 +107,10 @@ impl Seat {
         true
     }
 
-    /// Settles for the CPU, which the next use opens; whether there is one that was not tried.
+    /// Settles for the CPU, which the next use opens; whether there is one.
     pub(crate) fn settle_for_cpu(&mut self, reason: &Error) -> bool {
-        let has_cpu = self.refused.is_none() && self.recovery.as_ref().is_some_and(|r| r.cpu.is_some());
-        if has_cpu {
+        let has_cpu = self.recovery.as_ref().is_some_and(|recovery| recovery.cpu.is_some());
+        if has_cpu && self.refused.is_none() {
             self.lose(reason.to_string());
             self.refused = Some(reason.to_string());
         }
@@ -114,23 +125,26 @@ impl Seat {
         let lost = || Error::DeviceLost { reason: "it was not made again".into() };
         let start = Instant::now();
         let recovery = self.recovery.as_mut().ok_or_else(lost)?;
+        let mut made = None;
         if self.refused.is_none() {
             match (recovery.again)().and_then(|device| check(device, self.least_tokens)) {
-                Ok(device) => {
-                    self.info = Arc::new(device.info().clone());
-                    let (device_name, time) = (self.info.name.clone(), start.elapsed());
-                    self.news.push(EngineEvent::DeviceRebuilt { device: device_name, time });
-                    return Ok(device);
-                }
+                Ok(device) => made = Some(device),
                 Err(error) if recovery.cpu.is_none() => return Err(error),
                 Err(error) => self.refused = Some(error.to_string()),
             }
         }
-        let cpu = recovery.cpu.as_mut().ok_or_else(lost)?;
-        let device = check(cpu()?, self.least_tokens)?;
+        let device = match made {
+            Some(device) => device,
+            None => check(recovery.cpu.as_mut().ok_or_else(lost)?()?, self.least_tokens)?,
+        };
         self.info = Arc::new(device.info().clone());
-        let reason = self.refused.clone().unwrap_or_default();
-        self.news.push(EngineEvent::MovedToCpu { reason, time: start.elapsed() });
+        let time = start.elapsed();
+        self.news.push(match &self.refused {
+            Some(reason) if !std::mem::replace(&mut self.moved, true) => {
+                EngineEvent::MovedToCpu { reason: reason.clone(), time }
+            }
+            _ => EngineEvent::DeviceRebuilt { device: self.info.name.clone(), time },
+        });
         Ok(device)
     }
 }

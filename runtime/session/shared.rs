@@ -121,7 +121,7 @@ impl Shared {
         self.seat().can_recover()
     }
 
-    /// Goes on with the CPU; whether there is one that was not tried.
+    /// Goes on with the CPU; whether there is one.
     pub(crate) fn settle_for_cpu(&self, reason: &Error) -> bool {
         self.with_seat(|seat| seat.settle_for_cpu(reason))
     }

@@ -19,15 +19,16 @@ public final class Engine: Sendable {
 
     /// What the model is.
     public let modelInfo: ModelInfo
-    /// What computes.
-    public let deviceInfo: DeviceInfo
+    /// What computes now; for a closed engine, what it was loaded on.
+    public var deviceInfo: DeviceInfo {
+        DeviceInfo(core.deviceInfo())
+    }
     /// Opens task adapters for this model.
     public let adapters: AdapterLibrary
 
     private init(core: CaloraBindings.Engine) {
         self.core = core
         modelInfo = ModelInfo(core.modelInfo())
-        deviceInfo = DeviceInfo(core.deviceInfo())
         adapters = AdapterLibrary(core: core)
     }
 
@@ -98,7 +99,7 @@ public final class Engine: Sendable {
         Int(try engineErrors { try core.countTokens(text: text) })
     }
 
-    /// Bytes on the device now.
+    /// Bytes on the device now; none between a loss and the next use.
     public func memory() async throws(EngineError) -> MemoryUse {
         MemoryUse(try await engineErrors { try await core.memory() })
     }

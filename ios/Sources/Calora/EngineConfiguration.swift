@@ -22,6 +22,8 @@ extension Engine {
         /// A folder in which the beginnings that instructions make outlive the process, such as one in the app's caches;
         /// within the same budget. By default none.
         public var prefixFolder: URL?
+        /// Whether the CPU computes where the GPU is refused or lost for good; by default only with ``DeviceChoice/auto``.
+        public var fallbackToCPU: Bool?
 
         /// A configuration.
         public init(
@@ -32,7 +34,8 @@ extension Engine {
             threads: Int? = nil,
             adapterBudgetBytes: Int? = nil,
             prefixBudgetBytes: Int? = nil,
-            prefixFolder: URL? = nil
+            prefixFolder: URL? = nil,
+            fallbackToCPU: Bool? = nil
         ) {
             self.model = model
             self.device = device
@@ -42,6 +45,7 @@ extension Engine {
             self.adapterBudgetBytes = adapterBudgetBytes
             self.prefixBudgetBytes = prefixBudgetBytes
             self.prefixFolder = prefixFolder
+            self.fallbackToCPU = fallbackToCPU
         }
     }
 
@@ -76,7 +80,8 @@ extension Engine.Configuration {
             threads: try count(threads, "threads"),
             adapterBudgetBytes: try budget(adapterBudgetBytes, "adapter_budget"),
             prefixBudgetBytes: try budget(prefixBudgetBytes, "prefix_budget"),
-            prefixFolder: prefixFolder?.filePath
+            prefixFolder: prefixFolder?.filePath,
+            fallbackToCpu: fallbackToCPU
         )
     }
 

@@ -28,7 +28,7 @@ public enum EngineError: Error, Equatable, Sendable {
     case invalidOption(option: String, value: String, reason: String)
     /// No device of the wanted kind (`gpu` or `cpu`) can be used.
     case deviceUnavailable(wanted: String, reason: String)
-    /// The system took the GPU away.
+    /// The system took the GPU away over and over within one request; the engine makes it again by itself.
     case deviceLost(reason: String)
     /// Memory ran out.
     case outOfMemory(what: String, neededBytes: UInt64, reason: String)
@@ -76,7 +76,7 @@ extension EngineError: LocalizedError {
         case .adapterUnproven: "Use the adapter with the model it was made for, or get it again."
         case .contextSizeExceeded: "Shorten the prompt or begin a new session."
         case .deviceUnavailable: "Choose the device automatically, or the CPU."
-        case .deviceLost: "Close the engine and load it again."
+        case .deviceLost: "Ask again, or load with the CPU as fallback."
         case .outOfMemory: "Close sessions, lower the context size, or take a smaller model."
         case .busy: "Wait for the response, cancel it, or open another session."
         case .fileUnreadable, .unsupported, .invalidOption, .closed, .internal: nil

@@ -5,6 +5,8 @@ import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.Job
 import kotlinx.coroutines.channels.Channel
 import kotlinx.coroutines.coroutineScope
+import kotlinx.coroutines.flow.Flow
+import kotlinx.coroutines.flow.flow
 import kotlinx.coroutines.job
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.withContext
@@ -19,8 +21,24 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
     /** What the model is. */
     public val modelInfo: ModelInfo = ffi.modelInfo().toApi()
 
-    /** What computes. */
-    public val deviceInfo: DeviceInfo = ffi.deviceInfo().toApi()
+    /** What computes now; for a closed engine, what it was loaded on. */
+    public val deviceInfo: DeviceInfo
+        get() = ffi.deviceInfo().toApi()
+
+    /**
+     * What happens to the device while it is collected: it was lost, made again, or given up for the CPU. Nobody has to
+     * listen. The flow is hot in that it tells nobody of what was before, and ends when the engine is closed; a collector
+     * that is 64 events behind misses the next ones.
+     */
+    public val events: Flow<EngineEvent> = flow {
+        val stream = ffi.events()
+        try {
+            while (true) emit(awaitNative { stream.next() }?.toApi() ?: break)
+        } finally {
+            stream.cancel()
+            stream.destroy()
+        }
+    }
 
     /** Task adapters for this model. */
     public val adapters: AdapterLibrary = AdapterLibrary(ffi)
@@ -69,7 +87,7 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
         withContext(Dispatchers.Default) { native { ffi.countTokens(text).toInt() } }
 
     /**
-     * Bytes on the device now.
+     * Bytes on the device now; none between a loss and the next use.
      *
      * @throws EngineException.Closed after [close]
      */
@@ -103,6 +121,15 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
      * @throws EngineException.Closed after [close]
      */
     public fun resume(): Unit = native { ffi.resume() }
+
+    /**
+     * Gives the device up as if the system had taken it, also while paused: for tests of an app. The next use makes it
+     * again; waits for the pass in progress.
+     *
+     * @throws EngineException.Closed after [close]
+     */
+    public suspend fun simulateDeviceLoss(): Unit =
+        withContext(Dispatchers.Default) { native { ffi.simulateDeviceLoss() } }
 
     /**
      * Measures speed, memory and what swapping costs. The result is one JSON object, the same as `calora bench --json`

@@ -16,6 +16,8 @@ import java.io.File
  *   [CachePolicy.RESTORE] puts aside; null for 32 MiB, 0 for none
  * @property prefixFolder a folder in which the beginnings that instructions make outlive the process, such as one in the
  *   app's `cacheDir`; within the same budget
+ * @property fallbackToCpu whether the CPU computes where the GPU is refused or lost for good; null for only with
+ *   [DeviceChoice.AUTO]
  */
 public data class EngineConfig(
     val model: File,
@@ -26,6 +28,7 @@ public data class EngineConfig(
     val adapterBudgetBytes: Long? = null,
     val prefixBudgetBytes: Long? = null,
     val prefixFolder: File? = null,
+    val fallbackToCpu: Boolean? = null,
 )
 
 /** Which device computes. */
@@ -72,4 +75,5 @@ internal fun EngineConfig.toFfi() =
         adapterBudgetBytes = adapterBudgetBytes?.unsigned("adapterBudgetBytes"),
         prefixBudgetBytes = prefixBudgetBytes?.unsigned("prefixBudgetBytes"),
         prefixFolder = prefixFolder?.path,
+        fallbackToCpu = fallbackToCpu,
     )

@@ -121,7 +121,8 @@ public sealed class EngineException(message: String) : Exception(message) {
         EngineException("no usable $wanted device: $reason")
 
     /**
-     * The system took the GPU away. Close the engine and load again.
+     * The system took the GPU away over and over within one request. The engine makes it again by itself: ask again, or
+     * load with [EngineConfig.fallbackToCpu].
      *
      * @property reason what the driver said
      */

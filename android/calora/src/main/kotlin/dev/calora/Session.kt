@@ -38,7 +38,8 @@ internal constructor(private val ffi: dev.calora.ffi.Session, adapters: List<Sca
      * @throws EngineException.Busy while another response is in progress
      * @throws EngineException.ContextSizeExceeded if prompt and conversation do not fit
      * @throws EngineException.InvalidOption if an option cannot work
-     * @throws EngineException.DeviceLost if the system took the GPU away
+     * @throws EngineException.DeviceLost if the system took the GPU away over and over
+     * @throws EngineException.DeviceUnavailable if it took the GPU away and does not give it back
      * @throws EngineException.Closed after [close] or [Engine.close], also in the middle of the answer
      */
     public suspend fun respond(prompt: String, options: GenerationOptions = GenerationOptions()): Response =
