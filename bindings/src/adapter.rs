@@ -74,9 +74,18 @@ pub struct TaskAdapter {
 impl TaskAdapter {
     pub(crate) fn open(engine: &calora::engine::Engine, path: &str) -> Result<Self> {
         let adapter = calora::adapter::TaskAdapter::open(path)?;
-        let (bound, coverage) = engine.bind_adapter(&adapter)?;
+        let bound = engine.fit_adapter(&adapter)?;
+        Self::new(engine, &adapter, bound)
+    }
+
+    pub(crate) fn new(
+        engine: &calora::engine::Engine,
+        adapter: &calora::adapter::TaskAdapter,
+        bound: BoundAdapter,
+    ) -> Result<Self> {
+        let (_, coverage) = engine.bind_adapter(adapter)?;
         Ok(Self {
-            info: AdapterInfo::of(&adapter),
+            info: AdapterInfo::of(adapter),
             coverage: coverage.to_string(),
             bound: Mutex::new(Some(bound)),
         })

@@ -30,6 +30,16 @@ pub enum Activations {
     Int8,
 }
 
+/// Where base weights are read from while the engine computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, uniffi::Enum)]
+pub enum WeightAccess {
+    /// From the mapped files; whoever truncates one in place meanwhile ends the process.
+    #[default]
+    Mapped,
+    /// From a private copy, made while the engine loads: costs the file's bytes of memory.
+    Copied,
+}
+
 /// How an engine is loaded; everything but the model has a default.
 #[derive(Clone, Debug, Default, PartialEq, uniffi::Record)]
 pub struct EngineConfig {
@@ -48,6 +58,8 @@ pub struct EngineConfig {
     /// Bytes of adapters that stay resident after their last use; the least recently used go first. By default 64 MiB.
     #[uniffi(default = None)]
     pub adapter_budget_bytes: Option<u64>,
+    /// Whether base weights are computed on in their mapped files or copied first.
+    pub weights: WeightAccess,
 }
 
 impl EngineConfig {
@@ -67,6 +79,10 @@ impl EngineConfig {
             context_size: self.context_size.map(|n| n as usize),
             threads: self.threads.map(|n| n as usize),
             adapter_budget: self.adapter_budget_bytes,
+            weights: match self.weights {
+                WeightAccess::Mapped => calora::engine::WeightAccess::Mapped,
+                WeightAccess::Copied => calora::engine::WeightAccess::Copied,
+            },
             ..EngineOptions::default()
         }
     }

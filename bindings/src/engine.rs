@@ -10,7 +10,8 @@ use crate::adapter::TaskAdapter;
 use crate::bench::BenchmarkOptions;
 use crate::config::{EngineConfig, LoadProgress, forward};
 use crate::error::{EngineError, Result};
-use crate::info::{DeviceInfo, MemoryUse, ModelInfo, Statistics};
+use crate::info::{DeviceInfo, MemoryUse, ModelInfo, Residency, Statistics};
+use crate::library::{AdapterLibrary, SharedLibrary};
 use crate::options::SessionConfig;
 use crate::session::{Cell, Session, options};
 use crate::worker::Worker;
@@ -42,6 +43,7 @@ pub(crate) struct Core {
     /// Adapters that the app wants resident, by address of their object.
     preloaded: Mutex<HashMap<usize, ResidentAdapter>>,
     sessions: Mutex<Vec<Weak<Cell>>>,
+    libraries: Mutex<Vec<Weak<SharedLibrary>>>,
     closed: AtomicBool,
 }
 
@@ -61,6 +63,12 @@ impl Core {
         sessions.iter().filter_map(Weak::upgrade).collect()
     }
 
+    fn libraries(&self) -> Vec<Arc<SharedLibrary>> {
+        let mut libraries = lock(&self.libraries);
+        libraries.retain(|library| library.strong_count() > 0);
+        libraries.iter().filter_map(Weak::upgrade).collect()
+    }
+
     fn close(self: &Arc<Self>) {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
@@ -72,6 +80,9 @@ impl Core {
         // Device memory is freed on the thread that used it, after everything that was queued.
         self.worker.close(move || {
             lock(&core.preloaded).clear();
+            for library in core.libraries() {
+                lock(&library).take();
+            }
             lock(&core.engine).take();
         });
     }
@@ -80,6 +91,11 @@ impl Core {
         let engine = self.engine()?;
         let before = total(&engine);
         lock(&self.preloaded).clear();
+        for library in self.libraries() {
+            if let Some(library) = lock(&library).as_ref() {
+                library.release();
+            }
+        }
         let evicted_adapters = engine.evict_idle() as u32;
         let mut dropped_caches = 0;
         if level == MemoryPressure::Critical {
@@ -154,6 +170,7 @@ impl Engine {
             engine: Mutex::new(Some(engine)),
             preloaded: Mutex::default(),
             sessions: Mutex::default(),
+            libraries: Mutex::default(),
             closed: AtomicBool::new(false),
         };
         Ok(Arc::new(Self { core: Arc::new(core), model, device }))
@@ -212,6 +229,26 @@ impl Engine {
                 Ok(())
             })
             .await
+    }
+
+    /// Opens a folder of adapters: headers are read only.
+    pub async fn adapter_library(&self, directory: String) -> Result<Arc<AdapterLibrary>> {
+        let (engine, core) = (self.core.engine()?, self.core.clone());
+        self.core
+            .worker
+            .run(move || {
+                let library = calora::library::AdapterLibrary::open(&engine, directory)?;
+                let library = Arc::new(Mutex::new(Some(library)));
+                lock(&core.libraries).push(Arc::downgrade(&library));
+                Ok(Arc::new(AdapterLibrary::new(core.clone(), library)))
+            })
+            .await
+    }
+
+    /// Which adapters are on the device, and how full their budget is.
+    pub async fn residency(&self) -> Result<Residency> {
+        let engine = self.core.engine()?;
+        self.core.worker.run(move || Ok(engine.residency().into())).await
     }
 
     /// A new conversation.

@@ -16,6 +16,7 @@ mod config;
 mod engine;
 mod error;
 mod info;
+mod library;
 mod logging;
 mod options;
 mod pause;
@@ -26,10 +27,11 @@ mod worker;
 pub use adapter::{AdapterInfo, TaskAdapter, inspect_adapter};
 pub use availability::{Availability, UnavailableReason, availability};
 pub use bench::BenchmarkOptions;
-pub use config::{Activations, DeviceChoice, EngineConfig, LoadProgress, LoadState};
+pub use config::{Activations, DeviceChoice, EngineConfig, LoadProgress, LoadState, WeightAccess};
 pub use engine::{Engine, MemoryPressure, TrimReport};
 pub use error::EngineError;
-pub use info::{DeviceInfo, DeviceKind, MemoryUse, ModelInfo, Statistics};
+pub use info::{DeviceInfo, DeviceKind, MemoryUse, ModelInfo, Residency, ResidentAdapters, Statistics};
+pub use library::{AdapterChange, AdapterEntry, AdapterLibrary};
 pub use logging::{LogLevel, LogSink, set_log_level, set_log_sink};
 pub use options::{
     ChoiceScore, FinishReason, GenerationOptions, Message, ResponseChunk, Role, ScaledAdapter, SessionConfig,

@@ -55,6 +55,23 @@ impl LowRank {
         !matches!(self, Self::Float(t) if t.dtype != DType::F16)
     }
 
+    /// The same matrix in memory; see [`Tensor::copied`].
+    fn copied(&self) -> Result<Self> {
+        Ok(match self {
+            Self::Float(tensor) => Self::Float(tensor.copied()?),
+            Self::Int8 { values, scales } => {
+                Self::Int8 { values: values.copied()?, scales: scales.copied()? }
+            }
+        })
+    }
+
+    fn prefetch(&self) {
+        match self {
+            Self::Float(tensor) => tensor.prefetch(),
+            Self::Int8 { values, scales } => [values, scales].into_iter().for_each(Tensor::prefetch),
+        }
+    }
+
     /// Bytes in the file.
     pub fn byte_len(&self) -> usize {
         match self {
@@ -141,6 +158,20 @@ impl Tail {
     /// Bytes of all branches in their files.
     pub fn byte_len(&self) -> usize {
         self.branches.iter().flatten().map(|b| b.down.byte_len() + b.up.byte_len()).sum()
+    }
+
+    /// The same branches in memory of this process: what a device places is read from here, so that a file that is
+    /// truncated meanwhile is [`Error::FileChanged`] and nothing worse.
+    pub fn copied(&self) -> Result<Self> {
+        let copied = |b: &Branch| Ok(Branch { down: b.down.copied()?, up: b.up.copied()?, ..*b });
+        let branches =
+            self.branches.iter().map(|list| list.iter().map(copied).collect()).collect::<Result<_>>()?;
+        Ok(Self { branches })
+    }
+
+    /// Asks the system to read the branches' bytes soon; returns at once.
+    pub(crate) fn prefetch(&self) {
+        self.branches.iter().flatten().flat_map(|b| [&b.down, &b.up]).for_each(LowRank::prefetch);
     }
 
     /// Several adapters at once, each with a scale.

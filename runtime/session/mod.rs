@@ -20,6 +20,7 @@ mod task;
 pub use generation::{Generation, Progress};
 pub use likelihood::log_likelihood;
 pub use options::{FinishReason, GenerationOptions, Response, ResponseChunk, Usage};
+pub use residency::{ResidencyReport, ResidentList};
 pub use resident::{BoundAdapter, ResidentAdapter};
 pub use stream::{CancelHandle, ResponseStream};
 pub use task::TaskDefaults;

@@ -48,6 +48,11 @@ impl BoundAdapter {
         &self.0.task
     }
 
+    /// Whether it is the same one, and not only of the same name or content.
+    pub fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub(crate) fn id(&self) -> u64 {
         self.0.id
     }
@@ -87,13 +92,23 @@ pub(crate) struct Resident {
 }
 
 impl Resident {
+    pub(crate) fn adapters(&self) -> &[(BoundAdapter, f32)] {
+        &self.adapters
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     pub(crate) fn load(
         shared: &Arc<Shared>,
         adapters: &[(BoundAdapter, f32)],
         key: Arc<AdapterKey>,
     ) -> Result<Self> {
         let parts: Vec<(&Tail, f32)> = adapters.iter().map(|(a, scale)| (a.tail(), *scale)).collect();
-        let tail = shared.device().load_tail(&Tail::stack(&parts))?;
+        // Copied before the device's lock is taken: reading a file may take long.
+        let copied = Tail::stack(&parts).copied()?;
+        let tail = shared.device().load_tail(&copied)?;
         let bytes = adapters.iter().map(|(adapter, _)| adapter.tail().byte_len() as u64).sum();
         Ok(Self { shared: shared.clone(), tail, key, adapters: adapters.to_vec(), bytes })
     }

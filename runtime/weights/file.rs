@@ -1,14 +1,14 @@
 //! One memory-mapped safetensors file: names, shapes and types from its header, tensors as views of the map.
 //!
-//! Invariant: the only `unsafe` of the weights floor is the map below. Opening reads the header and no tensor; a
-//! damaged file is an error that names the file and the tensor, never a panic.
+//! Invariant: opening reads the header and no tensor; a damaged file is an error that names the file and the tensor,
+//! never a panic.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::header::{Entry, Header};
+use super::mapped::Mapped;
 use super::read::refuse_lfs_pointer;
 use super::tensor::{Backing, DType, Tensor};
 use crate::error::{Error, Result};
@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 #[derive(Clone)]
 pub struct SafetensorsFile {
     path: Arc<PathBuf>,
-    map: Arc<memmap2::Mmap>,
+    backing: Backing,
     entries: Arc<[Entry]>,
     by_name: Arc<HashMap<String, usize>>,
     metadata: Arc<HashMap<String, String>>,
@@ -33,17 +33,25 @@ impl SafetensorsFile {
     /// Maps a file and checks its header: every tensor within the file, none overlapping, no holes, no name twice.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let map = map(path)?;
-        refuse_lfs_pointer(path, &map)?;
-        let header = Header::parse(path, &map)?;
+        let map = Mapped::open(path)?;
+        refuse_lfs_pointer(path, map.bytes())?;
+        let header = Header::parse(path, map.bytes())?;
         let by_name = header.entries.iter().enumerate().map(|(i, e)| (e.name.clone(), i)).collect();
         Ok(Self {
             path: Arc::new(path.to_owned()),
-            map: Arc::new(map),
+            backing: Backing::Mapped(Arc::new(map)),
             entries: header.entries.into(),
             by_name: Arc::new(by_name),
             metadata: Arc::new(header.metadata),
         })
+    }
+
+    /// The same file in memory of this process: whatever happens to the one on the disk, its tensors stay.
+    ///
+    /// [`Error::FileChanged`] where that happened already.
+    pub fn copied(&self) -> Result<Self> {
+        let backing = self.backing.copied(0..self.backing.bytes().len())?;
+        Ok(Self { backing, ..self.clone() })
     }
 
     /// The file.
@@ -90,7 +98,7 @@ impl SafetensorsFile {
     /// A tensor's type as the file spells it, its shape and its raw bytes, also where calora does not read the type.
     pub fn raw(&self, name: &str) -> Option<(&str, &[usize], &[u8])> {
         let entry = self.entry(name)?;
-        Some((&entry.dtype, &entry.shape, self.map.get(entry.start..entry.end)?))
+        Some((&entry.dtype, &entry.shape, self.backing.bytes().get(entry.start..entry.end)?))
     }
 
     fn entry(&self, name: &str) -> Option<&Entry> {
@@ -99,7 +107,7 @@ impl SafetensorsFile {
 
     fn view(&self, entry: &Entry, dtype: DType) -> Tensor {
         Tensor {
-            backing: Backing::Mapped(self.map.clone()),
+            backing: self.backing.clone(),
             range: entry.start..entry.end,
             path: self.path.clone(),
             name: entry.name.as_str().into(),
@@ -120,22 +128,4 @@ fn dtype(name: &str) -> Option<DType> {
         "I64" => DType::I64,
         _ => return None,
     })
-}
-
-/// Maps a regular file for reading.
-fn map(path: &Path) -> Result<memmap2::Mmap> {
-    // Asked before opening: opening a named pipe would wait for a writer.
-    let info = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if !info.is_file() {
-        return Err(Error::malformed(path, "is not a regular file"));
-    }
-    if info.len() == 0 {
-        return Err(Error::malformed(path, "is empty"));
-    }
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    // SAFETY: the map is read-only and private to this process; its bytes are only ever read as plain numbers, for
-    // which every bit pattern is valid. Whoever changes a model file in place while it is mapped gets other numbers,
-    // and whoever truncates it a bus error; that is the price of not copying gigabytes, and every writer of ours
-    // replaces files by renaming.
-    unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, e))
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
+use super::mapped::Mapped;
 use crate::error::{Error, Result};
 
 /// Element types that tensors are stored in.
@@ -41,16 +42,25 @@ impl DType {
 /// Where a tensor's bytes live.
 #[derive(Clone)]
 pub(crate) enum Backing {
-    Mapped(Arc<memmap2::Mmap>),
+    Mapped(Arc<Mapped>),
     /// u64 elements keep the bytes aligned for every element type.
     Owned(Arc<[u64]>),
 }
 
 impl Backing {
-    fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         match self {
-            Self::Mapped(map) => map,
+            Self::Mapped(map) => map.bytes(),
             Self::Owned(words) => bytemuck::cast_slice(words),
+        }
+    }
+
+    /// The bytes `range` in memory, from offset 0.
+    pub(super) fn copied(&self, range: Range<usize>) -> Result<Self> {
+        match self {
+            Self::Mapped(map) => map.copy(range).map(Self::Owned),
+            // In memory already: only ever asked for whole.
+            Self::Owned(_) => Ok(self.clone()),
         }
     }
 }
@@ -123,6 +133,38 @@ impl Tensor {
     /// The raw little-endian bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.backing.bytes()[self.range.clone()]
+    }
+
+    /// The same tensor in memory of this process. Unlike [`Self::bytes`], this cannot be hurt by somebody who truncates
+    /// the file: that is [`Error::FileChanged`]. Cheap where it is in memory already.
+    pub fn copied(&self) -> Result<Self> {
+        match self.backing {
+            Backing::Owned(_) => Ok(self.clone()),
+            Backing::Mapped(_) => Ok(Self {
+                backing: self.backing.copied(self.range.clone())?,
+                range: 0..self.range.len(),
+                ..self.clone()
+            }),
+        }
+    }
+
+    /// Whether a check holds for all bytes, shown in pieces of whole elements; stops at the first that fails. As safe as
+    /// [`Self::copied`].
+    pub(crate) fn all(&self, mut holds: impl FnMut(&[u8]) -> bool) -> Result<bool> {
+        let Backing::Mapped(map) = &self.backing else { return Ok(holds(self.bytes())) };
+        let mut all = true;
+        map.visit(self.range.clone(), |piece| {
+            all &= holds(piece);
+            all
+        })?;
+        Ok(all)
+    }
+
+    /// Asks the system to read the bytes soon; returns at once.
+    pub(crate) fn prefetch(&self) {
+        if let Backing::Mapped(map) = &self.backing {
+            map.prefetch(self.range.clone());
+        }
     }
 
     /// The elements as `T`, borrowed where the file has them aligned.

@@ -21,14 +21,14 @@ public final class Engine: Sendable {
     public let modelInfo: ModelInfo
     /// What computes.
     public let deviceInfo: DeviceInfo
-    /// Opens task adapters for this model.
-    public let adapters: AdapterLibrary
+    /// Opens task adapters for this model, file by file.
+    public let adapters: Adapters
 
     private init(core: CaloraBindings.Engine) {
         self.core = core
         modelInfo = ModelInfo(core.modelInfo())
         deviceInfo = DeviceInfo(core.deviceInfo())
-        adapters = AdapterLibrary(core: core)
+        adapters = Adapters(core: core)
     }
 
     /// Loads a model folder.
@@ -59,6 +59,16 @@ public final class Engine: Sendable {
             if bridge.isCancelled || error is CancellationError { throw CancellationError() }
             throw EngineError(error)
         }
+    }
+
+    /// Opens a folder of adapters; headers are read only.
+    public func adapterLibrary(_ directory: URL) async throws(EngineError) -> AdapterLibrary {
+        AdapterLibrary(core: try await engineErrors { try await core.adapterLibrary(directory: directory.filePath) })
+    }
+
+    /// Which adapters are on the device, and how full their budget is.
+    public func residency() async throws(EngineError) -> Residency {
+        Residency(try await engineErrors { try await core.residency() })
     }
 
     /// Whether a configuration can be loaded here. Headers are read and devices asked; no weight is touched.

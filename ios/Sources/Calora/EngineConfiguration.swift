@@ -16,6 +16,8 @@ extension Engine {
         public var threads: Int?
         /// Bytes of adapters that stay resident after their last use, by default 64 MiB. The least recently used go first.
         public var adapterBudgetBytes: Int?
+        /// Whether base weights are computed on in their mapped files or copied first.
+        public var weights: WeightAccess
 
         /// A configuration.
         public init(
@@ -24,7 +26,8 @@ extension Engine {
             activations: Activations = .auto,
             contextSize: Int? = nil,
             threads: Int? = nil,
-            adapterBudgetBytes: Int? = nil
+            adapterBudgetBytes: Int? = nil,
+            weights: WeightAccess = .mapped
         ) {
             self.model = model
             self.device = device
@@ -32,6 +35,7 @@ extension Engine {
             self.contextSize = contextSize
             self.threads = threads
             self.adapterBudgetBytes = adapterBudgetBytes
+            self.weights = weights
         }
     }
 
@@ -43,6 +47,14 @@ extension Engine {
         case gpu
         /// The CPU.
         case cpu
+    }
+
+    /// Where base weights are read from while the engine computes.
+    public enum WeightAccess: Sendable, Hashable, CaseIterable {
+        /// From the mapped files: nothing to load. Whoever truncates one in place meanwhile ends the process.
+        case mapped
+        /// From a private copy, made while the engine loads: safe whatever happens to the files, for their bytes of memory.
+        case copied
     }
 
     /// Precision of the activations that meet compressed weights.
@@ -73,7 +85,8 @@ extension Engine.Configuration {
             activations: activations.bindings,
             contextSize: try count(contextSize, "context_size"),
             threads: try count(threads, "threads"),
-            adapterBudgetBytes: budget
+            adapterBudgetBytes: budget,
+            weights: weights == .copied ? .copied : .mapped
         )
     }
 }

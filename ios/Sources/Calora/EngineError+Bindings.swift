@@ -22,6 +22,9 @@ extension EngineError {
             self = .adapterMismatch(adapter: adapter, expectedBase: expected, actualBase: actual)
         case .AdapterTouchesNothing(let adapter, let reason):
             self = .adapterTouchesNothing(adapter: adapter, reason: reason)
+        case .FileChanged(let path): self = .fileChanged(path: path)
+        case .VersionConflict(let adapter, let expected, let actual):
+            self = .versionConflict(adapter: adapter, expected: expected, actual: actual)
         case .ContextSizeExceeded(let size, let count):
             self = .contextSizeExceeded(contextSize: Int(clamping: size), tokenCount: Int(clamping: count))
         case .InvalidOption(let option, let value, let reason):

@@ -16,6 +16,10 @@ public enum EngineError: Error, Equatable, Sendable {
     case adapterMismatch(adapter: String, expectedBase: String, actualBase: String)
     /// The adapter would change nothing in this model.
     case adapterTouchesNothing(adapter: String, reason: String)
+    /// A file that was open was truncated or written to in place.
+    case fileChanged(path: String)
+    /// An adapter was to be replaced or removed in another state than it is in; nil is none.
+    case versionConflict(adapter: String, expected: String?, actual: String?)
     /// Prompt and conversation need `tokenCount` tokens, and the session holds `contextSize`.
     case contextSizeExceeded(contextSize: Int, tokenCount: Int)
     /// An option has a value that cannot work.
@@ -46,6 +50,9 @@ extension EngineError: LocalizedError {
             "adapter \(adapter) was made for base \(expected), but this model is \(actual)"
         case .adapterTouchesNothing(let adapter, let reason):
             "adapter \(adapter) touches nothing in this model: \(reason)"
+        case .fileChanged(let path): "\(path) changed after it was opened"
+        case .versionConflict(let adapter, let expected, let actual):
+            "adapter \(adapter) is at version \(actual ?? "none"), not \(expected ?? "none")"
         case .contextSizeExceeded(let size, let count): "the context holds \(size) tokens, \(count) are needed"
         case .invalidOption(let option, let value, let reason): "\(option) = \(value): \(reason)"
         case .deviceUnavailable(let wanted, let reason): "no usable \(wanted) device: \(reason)"
@@ -62,6 +69,8 @@ extension EngineError: LocalizedError {
         switch self {
         case .fileNotFound, .invalidFile: "Download the file again."
         case .adapterMismatch, .adapterTouchesNothing: "Use the adapter with the model it was made for."
+        case .fileChanged: "Open the file again, and replace files by renaming."
+        case .versionConflict: "Look at the library again and decide anew."
         case .contextSizeExceeded: "Shorten the prompt or begin a new session."
         case .deviceUnavailable: "Choose the device automatically, or the CPU."
         case .deviceLost: "Close the engine and load it again."

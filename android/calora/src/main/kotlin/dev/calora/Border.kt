@@ -49,6 +49,8 @@ internal fun FfiException.translated(): Exception =
         is FfiException.Unsupported -> EngineException.Unsupported(path, feature, reason)
         is FfiException.AdapterMismatch -> EngineException.AdapterMismatch(adapter, expectedBase, actualBase)
         is FfiException.AdapterTouchesNothing -> EngineException.AdapterTouchesNothing(adapter, reason)
+        is FfiException.FileChanged -> EngineException.FileChanged(path)
+        is FfiException.VersionConflict -> EngineException.VersionConflict(adapter, expected, actual)
         is FfiException.ContextSizeExceeded ->
             EngineException.ContextSizeExceeded(contextSize.toLong(), tokenCount.toLong())
         is FfiException.InvalidOption -> EngineException.InvalidOption(option, value, reason)

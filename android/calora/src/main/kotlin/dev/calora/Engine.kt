@@ -22,8 +22,24 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
     /** What computes. */
     public val deviceInfo: DeviceInfo = ffi.deviceInfo().toApi()
 
-    /** Task adapters for this model. */
-    public val adapters: AdapterLibrary = AdapterLibrary(ffi)
+    /** Task adapters for this model, file by file. */
+    public val adapters: Adapters = Adapters(ffi)
+
+    /**
+     * Opens a folder of adapters; headers are read only.
+     *
+     * @throws EngineException.FileNotFound where there is no such folder
+     * @throws EngineException.Closed after [close]
+     */
+    public suspend fun adapterLibrary(directory: File): AdapterLibrary =
+        AdapterLibrary(awaitNative({ it.destroy() }) { ffi.adapterLibrary(directory.path) })
+
+    /**
+     * Which adapters are on the device, and how full their budget is.
+     *
+     * @throws EngineException.Closed after [close]
+     */
+    public suspend fun residency(): Residency = awaitNative { ffi.residency().toApi() }
 
     /**
      * Begins a conversation.

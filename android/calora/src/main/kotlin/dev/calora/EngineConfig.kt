@@ -12,6 +12,7 @@ import java.io.File
  * @property threads threads of the CPU device; null for one a core
  * @property adapterBudgetBytes bytes of adapters that stay resident after their last use, the least recently used go
  *   first; null for 64 MiB
+ * @property weights whether base weights are computed on in their mapped files or copied first
  */
 public data class EngineConfig(
     val model: File,
@@ -20,7 +21,17 @@ public data class EngineConfig(
     val contextSize: Int? = null,
     val threads: Int? = null,
     val adapterBudgetBytes: Long? = null,
+    val weights: WeightAccess = WeightAccess.MAPPED,
 )
+
+/** Where base weights are read from while the engine computes. */
+public enum class WeightAccess {
+    /** From the mapped files: nothing to load. Whoever truncates one in place meanwhile ends the process. */
+    MAPPED,
+
+    /** From a private copy, made while the engine loads: safe whatever happens to the files, for their bytes of memory. */
+    COPIED,
+}
 
 /** Which device computes. */
 public enum class DeviceChoice {
@@ -64,4 +75,9 @@ internal fun EngineConfig.toFfi() =
         contextSize = contextSize?.unsigned("contextSize"),
         threads = threads?.unsigned("threads"),
         adapterBudgetBytes = adapterBudgetBytes?.unsigned("adapterBudgetBytes"),
+        weights =
+            when (weights) {
+                WeightAccess.MAPPED -> dev.calora.ffi.WeightAccess.MAPPED
+                WeightAccess.COPIED -> dev.calora.ffi.WeightAccess.COPIED
+            },
     )
