@@ -13,7 +13,7 @@ use calora::library::AdapterLibrary;
 use calora::weights::Tensor;
 
 const FILES: usize = 500;
-/// Makes files of some megabytes.
+/// Makes files of 1.5 MB.
 const RANK: usize = 1500;
 
 /// Bytes of memory that this process has, mapped pages that were touched included.
