@@ -22,7 +22,9 @@ use crate::arch::{ModelShape, Recipe};
 pub use crate::device::LoadProgress;
 use crate::device::{Device, DeviceInfo, DeviceMemory, Model, position_bytes};
 use crate::error::{Error, Result};
-pub use crate::session::{BoundAdapter, EngineEvent, MakeDevice, Recovery, ResidentAdapter};
+pub use crate::session::{
+    BoundAdapter, EngineEvent, MakeDevice, Recovery, ResidencyReport, ResidentAdapter, ResidentList,
+};
 use crate::session::{
     GenerationOptions, Session, SessionOptions, TaskDefaults,
     events::Events,
@@ -34,6 +36,7 @@ use crate::session::{
     stop::end_of_turn_ids,
 };
 use crate::text::{Tokenizer, TokenizerConfig};
+pub use crate::weights::WeightAccess;
 use crate::weights::{BaseIds, ModelFolder, PrivateBytes};
 
 /// Positions of a session's cache unless asked otherwise: a model made for 131,072 would fill a phone with one cache.
@@ -221,21 +224,33 @@ impl Engine {
 
     /// Binds an opened adapter to this model, with a report of what it touches.
     pub fn bind_adapter(&self, adapter: &TaskAdapter) -> Result<(BoundAdapter, Coverage)> {
-        let info = adapter.info();
-        // Only an adapter that names its base makes a foreign folder compute its ids, which reads all its weights.
-        let ids = if info.base.is_some() { self.ids()? } else { BaseIds::default() };
-        let (tail, coverage) = adapter.bind(self.recipe(), &ids)?;
+        let (tail, coverage) = adapter.bind(self.recipe(), &self.ids_for(adapter)?)?;
         if coverage.does_nothing() {
-            log::warn!("adapter {} fits but does nothing: all its branches are zero", info.name);
+            log::warn!("adapter {} fits but does nothing: all its branches are zero", adapter.info().name);
         }
+        Ok((self.name_tail(adapter, tail)?, coverage))
+    }
+
+    /// [`Engine::bind_adapter`] without the report: nothing of the adapter's tensors is read.
+    pub fn fit_adapter(&self, adapter: &TaskAdapter) -> Result<BoundAdapter> {
+        let (tail, _) = adapter.fit(self.recipe(), &self.ids_for(adapter)?)?;
+        self.name_tail(adapter, tail)
+    }
+
+    fn name_tail(&self, adapter: &TaskAdapter, tail: Tail) -> Result<BoundAdapter> {
+        let info = adapter.info();
         let task = TaskDefaults::read(info)?;
-        let bound = BoundAdapter::new(info.name.clone(), tail, task, info.canary.clone());
         if let Some(private) = adapter.private() {
             let mut decrypted = self.decrypted.lock().unwrap_or_else(PoisonError::into_inner);
             decrypted.retain(|known| known.strong_count() > 0 && known.as_ptr() != Arc::as_ptr(private));
             decrypted.push(Arc::downgrade(private));
         }
-        Ok((bound, coverage))
+        Ok(BoundAdapter::new(info.name.clone(), tail, task, info.canary.clone()))
+    }
+
+    fn ids_for(&self, adapter: &TaskAdapter) -> Result<BaseIds> {
+        // Only an adapter that names its base makes a foreign folder compute its ids, which reads all its weights.
+        if adapter.info().base.is_some() { self.ids() } else { Ok(BaseIds::default()) }
     }
 
     /// The content ids that adapters are bound to: recorded in the folder, or computed from its weights and kept there.
@@ -247,6 +262,11 @@ impl Engine {
     /// list then moves no bytes. `None` for an empty list.
     pub fn resident(&self, adapters: &[(BoundAdapter, f32)]) -> Result<Option<ResidentAdapter>> {
         self.residency.get(adapters)
+    }
+
+    /// What is on the device, who holds it, and how full the budget is.
+    pub fn residency(&self) -> ResidencyReport {
+        self.residency.report()
     }
 
     /// Lets go of an adapter that is resident but not in use, before the budget would.

@@ -119,6 +119,26 @@ pub enum Error {
         /// What the probe showed.
         reason: String,
     },
+    /// A file that was open was truncated or written to in place. What is resident already goes on.
+    #[error("{path} changed after it was opened; open it again, and replace files by renaming", path = path.display())]
+    FileChanged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// An adapter was to be replaced in another state than it is in: somebody else was faster.
+    #[error(
+        "adapter {adapter} is at version {actual}, not {expected}; look at it again and decide anew",
+        actual = actual.as_deref().unwrap_or("none (it is not there)"),
+        expected = expected.as_deref().unwrap_or("none (it was not to be there)")
+    )]
+    VersionConflict {
+        /// The adapter's name in its library.
+        adapter: String,
+        /// The version that the caller knew; `None`: that there is none.
+        expected: Option<String>,
+        /// The version in the folder; `None`: there is none.
+        actual: Option<String>,
+    },
     /// A token id is not in the vocabulary.
     #[error("token id {id} is outside the vocabulary of {vocab} tokens")]
     TokenOutOfRange {

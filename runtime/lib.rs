@@ -12,6 +12,7 @@ pub mod engine;
 pub mod error;
 pub mod gpu;
 mod kernels;
+pub mod library;
 pub mod quant;
 pub mod session;
 pub mod text;

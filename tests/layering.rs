@@ -74,6 +74,9 @@ fn floors_know_only_the_floors_below() {
     never("gpu", &["crate::cpu", "crate::session", "crate::engine", "crate::text"]);
     never("text", &["crate::cpu", "crate::gpu", "crate::kernels", "crate::session", "crate::engine"]);
     never("device.rs", &above_data);
+    for below in ["weights", "adapter", "session", "engine", "engine.rs"] {
+        never(below, &["crate::library"]);
+    }
 }
 
 #[test]

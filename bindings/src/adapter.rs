@@ -136,12 +136,21 @@ impl TaskAdapter {
         options: &AdapterOptions,
     ) -> Result<Self> {
         let adapter = calora::adapter::TaskAdapter::open_with(path, options)?;
-        let (bound, coverage) = engine.bind_adapter(&adapter)?;
+        let bound = engine.fit_adapter(&adapter)?;
         if options.canary {
             engine.check_canary(&bound)?.require()?;
         }
+        Self::new(engine, &adapter, bound)
+    }
+
+    pub(crate) fn new(
+        engine: &calora::engine::Engine,
+        adapter: &calora::adapter::TaskAdapter,
+        bound: BoundAdapter,
+    ) -> Result<Self> {
+        let (_, coverage) = engine.bind_adapter(adapter)?;
         Ok(Self {
-            info: AdapterInfo::of(&adapter),
+            info: AdapterInfo::of(adapter),
             coverage: coverage.to_string(),
             bound: Mutex::new(Some(bound)),
         })

@@ -30,6 +30,16 @@ pub enum Activations {
     Int8,
 }
 
+/// Where base weights are read from while the engine computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, uniffi::Enum)]
+pub enum WeightAccess {
+    /// From the mapped files; whoever truncates one in place meanwhile ends the process.
+    #[default]
+    Mapped,
+    /// From a private copy, made while the engine loads: costs the file's bytes of memory.
+    Copied,
+}
+
 /// How an engine is loaded; everything but the model has a default.
 #[derive(Clone, Debug, Default, PartialEq, uniffi::Record)]
 pub struct EngineConfig {
@@ -58,6 +68,8 @@ pub struct EngineConfig {
     /// Whether the CPU computes where the GPU is refused or lost for good; by default only with `Auto`.
     #[uniffi(default = None)]
     pub fallback_to_cpu: Option<bool>,
+    /// Whether base weights are computed on in their mapped files or copied first.
+    pub weights: WeightAccess,
 }
 
 impl EngineConfig {
@@ -80,6 +92,10 @@ impl EngineConfig {
             prefix_budget: self.prefix_budget_bytes,
             prefix_folder: self.prefix_folder.as_ref().map(Into::into),
             fallback_to_cpu: self.fallback_to_cpu,
+            weights: match self.weights {
+                WeightAccess::Mapped => calora::engine::WeightAccess::Mapped,
+                WeightAccess::Copied => calora::engine::WeightAccess::Copied,
+            },
             ..EngineOptions::default()
         }
     }

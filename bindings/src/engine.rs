@@ -11,7 +11,8 @@ use crate::bench::BenchmarkOptions;
 use crate::config::{EngineConfig, LoadProgress, forward};
 use crate::error::{EngineError, Result};
 use crate::event::{EventStream, Hub};
-use crate::info::{DeviceInfo, MemoryUse, ModelInfo, Statistics};
+use crate::info::{DeviceInfo, MemoryUse, ModelInfo, Residency, Statistics};
+use crate::library::{AdapterLibrary, SharedLibrary};
 use crate::options::SessionConfig;
 use crate::session::{Cell, Session, options};
 use crate::worker::Worker;
@@ -44,6 +45,7 @@ pub(crate) struct Core {
     /// Adapters that the app wants resident, by address of their object.
     preloaded: Mutex<HashMap<usize, ResidentAdapter>>,
     sessions: Mutex<Vec<Weak<Cell>>>,
+    libraries: Mutex<Vec<Weak<SharedLibrary>>>,
     closed: AtomicBool,
 }
 
@@ -63,6 +65,12 @@ impl Core {
         sessions.iter().filter_map(Weak::upgrade).collect()
     }
 
+    fn libraries(&self) -> Vec<Arc<SharedLibrary>> {
+        let mut libraries = lock(&self.libraries);
+        libraries.retain(|library| library.strong_count() > 0);
+        libraries.iter().filter_map(Weak::upgrade).collect()
+    }
+
     fn close(self: &Arc<Self>) {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
@@ -75,6 +83,9 @@ impl Core {
         // Device memory is freed on the thread that used it, after everything that was queued.
         self.worker.close(move || {
             lock(&core.preloaded).clear();
+            for library in core.libraries() {
+                lock(&library).take();
+            }
             lock(&core.engine).take();
         });
     }
@@ -83,6 +94,11 @@ impl Core {
         let engine = self.engine()?;
         let before = total(&engine);
         lock(&self.preloaded).clear();
+        for library in self.libraries() {
+            if let Some(library) = lock(&library).as_ref() {
+                library.release();
+            }
+        }
         let evicted_adapters = engine.evict_idle() as u32;
         engine.forget_prefixes();
         let mut dropped_caches = 0;
@@ -160,6 +176,7 @@ impl Engine {
             engine: Mutex::new(Some(engine)),
             preloaded: Mutex::default(),
             sessions: Mutex::default(),
+            libraries: Mutex::default(),
             closed: AtomicBool::new(false),
         };
         Ok(Arc::new(Self { core: Arc::new(core), model, device }))
@@ -243,6 +260,31 @@ impl Engine {
                 Ok(())
             })
             .await
+    }
+
+    /// Opens a folder of adapters: headers are read only, unless the options ask for more.
+    pub async fn adapter_library(
+        &self,
+        directory: String,
+        options: AdapterOpenOptions,
+    ) -> Result<Arc<AdapterLibrary>> {
+        let options = options.take()?;
+        let (engine, core) = (self.core.engine()?, self.core.clone());
+        self.core
+            .worker
+            .run(move || {
+                let library = calora::library::AdapterLibrary::open_with(&engine, directory, options)?;
+                let library = Arc::new(Mutex::new(Some(library)));
+                lock(&core.libraries).push(Arc::downgrade(&library));
+                Ok(Arc::new(AdapterLibrary::new(core.clone(), library)))
+            })
+            .await
+    }
+
+    /// Which adapters are on the device, and how full their budget is.
+    pub async fn residency(&self) -> Result<Residency> {
+        let engine = self.core.engine()?;
+        self.core.worker.run(move || Ok(engine.residency().into())).await
     }
 
     /// A new conversation.

@@ -79,6 +79,22 @@ pub enum EngineError {
         /// What its probe showed.
         reason: String,
     },
+    /// A file that was open was truncated or written to in place. Open it again, and replace files by renaming.
+    #[error("{path} changed after it was opened")]
+    FileChanged {
+        /// The file.
+        path: String,
+    },
+    /// An adapter was to be replaced or removed in another state than it is in: somebody else was faster.
+    #[error("adapter {adapter} is not at the expected version")]
+    VersionConflict {
+        /// The adapter's name in its library.
+        adapter: String,
+        /// The version that was expected; absent: none.
+        expected: Option<String>,
+        /// The version that is there; absent: none.
+        actual: Option<String>,
+    },
     /// Prompt and conversation do not fit the context.
     #[error("the context holds {context_size} tokens, {token_count} are needed")]
     ContextSizeExceeded {
@@ -202,6 +218,10 @@ impl From<calora::Error> for EngineError {
                 Self::AdapterUntrusted { path: path.display().to_string(), reason }
             }
             Error::CanaryFailed { adapter, reason } => Self::AdapterUnproven { adapter, reason },
+            Error::FileChanged { path } => Self::FileChanged { path: path.display().to_string() },
+            Error::VersionConflict { adapter, expected, actual } => {
+                Self::VersionConflict { adapter, expected, actual }
+            }
             Error::TokenOutOfRange { id, vocab } => Self::InvalidOption {
                 option: "token".into(),
                 value: id.to_string(),

@@ -104,6 +104,43 @@ impl MemoryUse {
     }
 }
 
+/// Adapters that are on the device together.
+#[derive(Clone, Debug, PartialEq, Eq, uniffi::Record)]
+pub struct ResidentAdapters {
+    /// Their names.
+    pub names: Vec<String>,
+    /// Bytes of their branches in their files, close to what they take on the device.
+    pub bytes: u64,
+    /// Whether a session uses them, or they were preloaded; else the budget keeps them.
+    pub in_use: bool,
+}
+
+/// What of the adapters is on the device.
+#[derive(Clone, Debug, PartialEq, Eq, uniffi::Record)]
+pub struct Residency {
+    /// Every list of adapters.
+    pub adapters: Vec<ResidentAdapters>,
+    /// Bytes that may stay after their last use.
+    pub budget_bytes: u64,
+    /// Bytes that are kept within the budget, in use or not.
+    pub used_bytes: u64,
+}
+
+impl From<calora::engine::ResidencyReport> for Residency {
+    fn from(report: calora::engine::ResidencyReport) -> Self {
+        let list = |list: &calora::engine::ResidentList| ResidentAdapters {
+            names: list.adapters.iter().map(|(adapter, _)| adapter.name().to_owned()).collect(),
+            bytes: list.bytes,
+            in_use: list.holders > 0,
+        };
+        Self {
+            adapters: report.lists.iter().map(list).collect(),
+            budget_bytes: report.budget_bytes,
+            used_bytes: report.used_bytes,
+        }
+    }
+}
+
 /// What the engine has computed since it was loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, uniffi::Record)]
 pub struct Statistics {

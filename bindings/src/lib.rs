@@ -17,6 +17,7 @@ mod engine;
 mod error;
 mod event;
 mod info;
+mod library;
 mod logging;
 mod options;
 mod pause;
@@ -27,11 +28,12 @@ mod worker;
 pub use adapter::{AdapterInfo, AdapterOpenOptions, TaskAdapter, encrypt_adapter, inspect_adapter};
 pub use availability::{Availability, UnavailableReason, availability};
 pub use bench::BenchmarkOptions;
-pub use config::{Activations, DeviceChoice, EngineConfig, LoadProgress, LoadState};
+pub use config::{Activations, DeviceChoice, EngineConfig, LoadProgress, LoadState, WeightAccess};
 pub use engine::{Engine, MemoryPressure, TrimReport};
 pub use error::EngineError;
 pub use event::{EngineEvent, EventStream};
-pub use info::{DeviceInfo, DeviceKind, MemoryUse, ModelInfo, Statistics};
+pub use info::{DeviceInfo, DeviceKind, MemoryUse, ModelInfo, Residency, ResidentAdapters, Statistics};
+pub use library::{AdapterChange, AdapterEntry, AdapterLibrary};
 pub use logging::{LogLevel, LogSink, set_log_level, set_log_sink};
 pub use options::{
     CachePolicy, ChoiceScore, FinishReason, GenerationOptions, Message, ResponseChunk, Role, ScaledAdapter,

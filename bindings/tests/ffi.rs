@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use calora_ffi::{
-    AdapterOpenOptions, Availability, BenchmarkOptions, CachePolicy, DeviceChoice, Engine, EngineConfig,
-    EngineError, EngineEvent, GenerationOptions, LoadProgress, LoadState, LogLevel, LogSink, MemoryPressure,
-    ResponseStream, ScaledAdapter, Session, SessionConfig, TaskAdapter, UnavailableReason, availability,
-    encrypt_adapter, inspect_adapter, set_log_level, set_log_sink,
+    AdapterChange, AdapterOpenOptions, Availability, BenchmarkOptions, CachePolicy, DeviceChoice, Engine,
+    EngineConfig, EngineError, EngineEvent, GenerationOptions, LoadProgress, LoadState, LogLevel, LogSink,
+    MemoryPressure, ResponseStream, ScaledAdapter, Session, SessionConfig, TaskAdapter, UnavailableReason,
+    availability, encrypt_adapter, inspect_adapter, set_log_level, set_log_sink,
 };
 use pollster::block_on;
 
@@ -596,4 +596,54 @@ fn streams_of_events_end_with_their_reader_or_their_engine() {
     assert!(matches!(block_on(closed.next()), Some(EngineEvent::DeviceLost { .. })), "told before it closed");
     assert_eq!((block_on(closed.next()), block_on(engine.events().next())), (None, None));
     assert!(matches!(engine.simulate_device_loss(), Err(EngineError::Closed { .. })));
+}
+
+#[test]
+fn a_library_gives_a_new_generation_and_a_running_session_keeps_its_own() {
+    let engine = engine();
+    let folder = std::env::temp_dir().join(format!("calora-ffi-library-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let directory = folder.display().to_string();
+    let library = block_on(engine.adapter_library(directory, AdapterOpenOptions::default())).unwrap();
+    let [first, second] = ["intent", "spam"].map(|name| {
+        let path = folder.join(format!("{name}.source"));
+        pack(name, &path);
+        path.display().to_string()
+    });
+    let version = block_on(library.replace("task".into(), None, first)).unwrap();
+    let running = session(&engine, with(&block_on(library.open("task".into())).unwrap()));
+    assert_eq!(ask(&running, COMMAND), "PlayMusic");
+
+    let conflict = block_on(library.replace("task".into(), None, second.clone())).unwrap_err();
+    let expected = EngineError::VersionConflict {
+        adapter: "task".into(),
+        expected: None,
+        actual: Some(version.clone()),
+    };
+    assert_eq!(conflict, expected);
+    let newer = block_on(library.replace("task".into(), Some(version), second)).unwrap();
+    block_on(running.reset()).unwrap();
+    assert_eq!(ask(&running, COMMAND), "PlayMusic", "it keeps what it has");
+    let fresh = session(&engine, with(&block_on(library.open("task".into())).unwrap()));
+    assert_eq!(ask(&fresh, MESSAGE), "spam");
+    let entries = block_on(library.entries()).unwrap();
+    assert_eq!((entries.len(), &entries[0].version, entries[0].in_use), (1, &newer, true));
+    assert_eq!(block_on(engine.residency()).unwrap().adapters.len(), 2);
+
+    // A file that is copied over it is seen at the next look.
+    std::fs::write(folder.join("task.safetensors"), [0; 3]).unwrap();
+    let changes = block_on(library.refresh()).unwrap();
+    assert!(matches!(&changes[..], [AdapterChange::Refused { name, .. }] if name == "task"), "{changes:?}");
+    assert!(matches!(block_on(library.open("task".into())), Err(EngineError::InvalidFile { .. })));
+    engine.close();
+    assert_eq!(block_on(library.entries()), Err(EngineError::Closed { what: "engine".into() }));
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// A shipped adapter as a task file.
+fn pack(adapter: &str, path: &std::path::Path) {
+    use calora::adapter::{BranchStorage, TaskAdapter, write_task_file};
+    let opened = TaskAdapter::open(root(&format!("models/adapters/{adapter}"))).unwrap();
+    let modules = opened.modules().map(|(module, branches)| (module.to_owned(), branches.to_vec())).collect();
+    write_task_file(path, opened.info(), None, &modules, BranchStorage::F16).unwrap();
 }

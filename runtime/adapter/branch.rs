@@ -64,6 +64,23 @@ impl LowRank {
         !matches!(self, Self::Float(t) if t.dtype != DType::F16)
     }
 
+    /// The same matrix in memory; see [`Tensor::copied`].
+    fn copied(&self) -> Result<Self> {
+        Ok(match self {
+            Self::Float(tensor) => Self::Float(tensor.copied()?),
+            Self::Int8 { values, scales } => {
+                Self::Int8 { values: values.copied()?, scales: scales.copied()? }
+            }
+        })
+    }
+
+    fn prefetch(&self) {
+        match self {
+            Self::Float(tensor) => tensor.prefetch(),
+            Self::Int8 { values, scales } => [values, scales].into_iter().for_each(Tensor::prefetch),
+        }
+    }
+
     /// Bytes in the file.
     pub fn byte_len(&self) -> usize {
         self.tensors().map(|tensor| tensor.bytes().len()).sum()
@@ -149,20 +166,39 @@ impl Tail {
         self.branches.iter().flatten().map(|b| b.down.byte_len() + b.up.byte_len()).sum()
     }
 
-    /// A hash of everything that decides what the branches compute.
-    pub fn digest(&self) -> [u8; 32] {
+    /// A hash of everything that decides what the branches compute; reads them all.
+    pub fn digest(&self) -> Result<[u8; 32]> {
         let mut hash = blake3::Hasher::new();
-        for (linear, branch) in
-            self.branches.iter().enumerate().flat_map(|(i, list)| list.iter().map(move |b| (i, b)))
-        {
+        let numbered = self.branches.iter().enumerate();
+        for (linear, branch) in numbered.flat_map(|(i, list)| list.iter().map(move |b| (i, b))) {
             hash.update(&(linear as u64).to_le_bytes());
             hash.update(&[u8::from(branch.kind.is_gelu())]).update(&branch.scaling.to_bits().to_le_bytes());
             for tensor in [&branch.down, &branch.up].into_iter().flat_map(LowRank::tensors) {
-                hash.update(format!("{:?} {:?}", tensor.dtype, tensor.shape).as_bytes())
-                    .update(tensor.bytes());
+                hash.update(format!("{:?} {:?}", tensor.dtype, tensor.shape).as_bytes());
+                hash.update(tensor.copied()?.bytes());
             }
         }
-        hash.finalize().into()
+        Ok(hash.finalize().into())
+    }
+
+    /// Whether any of the branches lie in this process's memory and in no file that everybody can read.
+    pub fn is_private(&self) -> bool {
+        let halves = self.branches.iter().flatten().flat_map(|b| [&b.down, &b.up]);
+        halves.flat_map(LowRank::tensors).any(Tensor::is_private)
+    }
+
+    /// The same branches in memory of this process: what a device places is read from here, so that a file that is
+    /// truncated meanwhile is [`Error::FileChanged`] and nothing worse.
+    pub fn copied(&self) -> Result<Self> {
+        let copied = |b: &Branch| Ok(Branch { down: b.down.copied()?, up: b.up.copied()?, ..*b });
+        let branches =
+            self.branches.iter().map(|list| list.iter().map(copied).collect()).collect::<Result<_>>()?;
+        Ok(Self { branches })
+    }
+
+    /// Asks the system to read the branches' bytes soon; returns at once.
+    pub(crate) fn prefetch(&self) {
+        self.branches.iter().flatten().flat_map(|b| [&b.down, &b.up]).for_each(LowRank::prefetch);
     }
 
     /// Several adapters at once, each with a scale.

@@ -7,6 +7,7 @@ use std::fmt;
 
 use super::branch::{Branch, BranchKind, LowRank, Tail};
 use crate::arch::Recipe;
+use crate::error::Result;
 use crate::weights::Tensor;
 
 /// Whether the adapter is known to belong to the model.
@@ -50,7 +51,7 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    pub(super) fn new(adapter: &str, recipe: &Recipe, tail: &Tail, base: BaseCheck) -> Self {
+    pub(super) fn new(adapter: &str, recipe: &Recipe, tail: &Tail, base: BaseCheck) -> Result<Self> {
         let (mut touched, mut untouched, mut idle) = (Vec::new(), Vec::new(), Vec::new());
         for (linear, list) in recipe.linears.iter().zip(&tail.branches) {
             let module = linear.path.clone();
@@ -58,13 +59,17 @@ impl Coverage {
                 untouched.push(module);
                 continue;
             }
-            if list.iter().all(adds_nothing) {
+            let mut nothing = true;
+            for branch in list {
+                nothing = nothing && adds_nothing(branch)?;
+            }
+            if nothing {
                 idle.push(module.clone());
             }
             let branches = list.iter().map(|b| (b.kind, b.rank(), b.scaling)).collect();
             touched.push(Touched { module, branches });
         }
-        Self {
+        Ok(Self {
             adapter: adapter.to_owned(),
             touched,
             untouched,
@@ -73,7 +78,7 @@ impl Coverage {
             unchecked: Vec::new(),
             base,
             bytes: tail.byte_len(),
-        }
+        })
     }
 
     /// Whether no branch adds anything: an adapter that was never trained. Legal, and probably a mistake.
@@ -83,22 +88,23 @@ impl Coverage {
 }
 
 /// Stops at the first value that is not zero, so that a trained branch costs one page of its file.
-fn adds_nothing(branch: &Branch) -> bool {
-    branch.scaling == 0.0 || is_zero(&branch.up) || is_zero(&branch.down)
+fn adds_nothing(branch: &Branch) -> Result<bool> {
+    Ok(branch.scaling == 0.0 || is_zero(&branch.up)? || is_zero(&branch.down)?)
 }
 
-fn is_zero(matrix: &LowRank) -> bool {
+fn is_zero(matrix: &LowRank) -> Result<bool> {
     let zero = |tensor: &Tensor| {
         let size = tensor.dtype.size();
         // The sign bit stands in the last byte of a little-endian float: -0 is zero, too.
-        tensor.bytes().chunks_exact(size).all(|element| match element.split_last() {
+        let zero = |element: &[u8]| match element.split_last() {
             Some((last, rest)) => rest.iter().all(|b| *b == 0) && (*last == 0 || (size > 1 && *last == 0x80)),
             None => true,
-        })
+        };
+        tensor.all(|piece| piece.chunks_exact(size).all(zero))
     };
     match matrix {
         LowRank::Float(tensor) => zero(tensor),
-        LowRank::Int8 { values, scales } => zero(values) || zero(scales),
+        LowRank::Int8 { values, scales } => Ok(zero(values)? || zero(scales)?),
     }
 }
 

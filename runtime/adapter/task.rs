@@ -136,6 +136,18 @@ impl TaskAdapter {
     /// Refuses an adapter of another base, one that touches nothing, one with a module that the model does not have
     /// (part of an adapter is another adapter), and shapes that do not fit.
     pub fn bind(&self, recipe: &Recipe, ids: &BaseIds) -> Result<(Tail, Coverage)> {
+        let (tail, base) = self.fit(recipe, ids)?;
+        let mut coverage = Coverage::new(&self.info.name, recipe, &tail, base)?;
+        if let Some(targets) = &self.targets {
+            coverage.missing = coverage.untouched.clone();
+            coverage.missing.retain(|module| targets.contain(module) == Some(true));
+            coverage.unchecked = targets.unknown();
+        }
+        Ok((tail, coverage))
+    }
+
+    /// [`Self::bind`] without the report, which reads a piece of each branch: this reads nothing.
+    pub fn fit(&self, recipe: &Recipe, ids: &BaseIds) -> Result<(Tail, BaseCheck)> {
         let base = self.check_base(ids)?;
         let mut tail = Tail { branches: vec![Vec::new(); recipe.linears.len()] };
         let mut unknown = Vec::new();
@@ -147,13 +159,7 @@ impl TaskAdapter {
         }
         self.refuse_unknown(recipe, &unknown)?;
         crate::device::check_tail(recipe, &tail)?;
-        let mut coverage = Coverage::new(&self.info.name, recipe, &tail, base);
-        if let Some(targets) = &self.targets {
-            coverage.missing = coverage.untouched.clone();
-            coverage.missing.retain(|module| targets.contain(module) == Some(true));
-            coverage.unchecked = targets.unknown();
-        }
-        Ok((tail, coverage))
+        Ok((tail, base))
     }
 
     /// Part of an adapter is another adapter: every module must be in the model.

@@ -13,7 +13,7 @@ use crate::arch;
 use crate::device::{LoadProgress, Model, Weights};
 use crate::error::{Error, Result};
 use crate::text::{Tokenizer, TokenizerConfig};
-use crate::weights::{ModelFolder, Storage};
+use crate::weights::{ModelFolder, Storage, WeightAccess};
 
 /// Which device computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -62,6 +62,8 @@ pub struct EngineOptions {
     /// A folder in which the beginnings that instructions make outlive the process, within the same budget. Its files belong
     /// to this model, device and driver; the folder may be emptied at any time. By default none.
     pub prefix_folder: Option<PathBuf>,
+    /// Whether base weights are computed on in their mapped files or copied first.
+    pub weights: WeightAccess,
 }
 
 impl EngineOptions {
@@ -87,8 +89,8 @@ struct Opened {
     tokenizer: Option<Tokenizer>,
 }
 
-fn open(folder: &Path) -> Result<Opened> {
-    let files = ModelFolder::open(folder)?;
+fn open(folder: &Path, access: WeightAccess) -> Result<Opened> {
+    let files = ModelFolder::open(folder)?.with_access(access)?;
     let recipe = arch::recipe(files.config(), files.config_path())?;
     let weights = files.weights(&recipe)?;
     let model = Model { recipe: Arc::new(recipe), weights: Arc::new(weights) };
@@ -103,7 +105,7 @@ fn open(folder: &Path) -> Result<Opened> {
 impl Engine {
     /// Loads a Hugging Face folder, compressed or not, onto a device.
     ///
-    /// The weights stay in their mapped files: the CPU computes on the map, a GPU gets one copy. A folder without
+    /// The weights stay in their mapped files unless [`EngineOptions::weights`] says otherwise: the CPU computes on the map, a GPU gets one copy. A folder without
     /// `tokenizer.json` loads too; then only token ids go in and out.
     pub fn load(folder: impl AsRef<Path>, options: EngineOptions) -> Result<Self> {
         Self::load_with_progress(folder, options, |_| ControlFlow::Continue(()))
@@ -117,7 +119,7 @@ impl Engine {
     ) -> Result<Self> {
         let start = Instant::now();
         let folder = folder.as_ref();
-        let opened = open(folder)?;
+        let opened = open(folder, options.weights)?;
         let total_bytes = opened.model.weights.byte_len();
         let mut report = |loaded_bytes| match progress(LoadProgress { loaded_bytes, total_bytes }) {
             ControlFlow::Continue(()) => Ok(()),
@@ -150,7 +152,7 @@ impl Engine {
 
     /// Whether a folder can be loaded with these options, as far as its headers and this machine's devices tell.
     pub fn check(folder: impl AsRef<Path>, options: &EngineOptions) -> Result<Loadable> {
-        let opened = open(folder.as_ref())?;
+        let opened = open(folder.as_ref(), WeightAccess::Mapped)?;
         Ok(Loadable { weight_bytes: opened.model.weights.byte_len(), device: device::choose(options)? })
     }
 }

@@ -27,6 +27,7 @@ pub use events::EngineEvent;
 pub use generation::{Generation, Progress};
 pub use likelihood::log_likelihood;
 pub use options::{FinishReason, GenerationOptions, Response, ResponseChunk, Usage};
+pub use residency::{ResidencyReport, ResidentList};
 pub use resident::{BoundAdapter, ResidentAdapter};
 pub use seat::{MakeDevice, Recovery};
 pub use stream::{CancelHandle, ResponseStream};

@@ -35,7 +35,7 @@ impl PrefixFiles {
 
     /// What was kept for exactly these tokens under these adapters.
     pub(super) fn read(&self, tokens: &[u32], list: &AdapterList, device: &DeviceInfo) -> Option<Vec<u8>> {
-        let path = self.path(tokens, list, device);
+        let path = self.path(tokens, list, device)?;
         let mut file = fs::read(&path).ok()?;
         let sound = file.len() == HEAD + tokens.len() * self.line
             && file.starts_with(MAGIC)
@@ -51,7 +51,7 @@ impl PrefixFiles {
 
     /// Keeps a beginning, and removes the oldest files beyond the budget.
     pub(super) fn write(&self, tokens: &[u32], list: &AdapterList, device: &DeviceInfo, bytes: &[u8]) {
-        let path = self.path(tokens, list, device);
+        let Some(path) = self.path(tokens, list, device) else { return };
         if path.exists() || bytes.len() as u64 > self.budget {
             return;
         }
@@ -63,17 +63,21 @@ impl PrefixFiles {
         self.prune();
     }
 
-    fn path(&self, tokens: &[u32], list: &AdapterList, device: &DeviceInfo) -> PathBuf {
+    /// None where an adapter is encrypted, so that nothing of it reaches a file, or cannot be read.
+    fn path(&self, tokens: &[u32], list: &AdapterList, device: &DeviceInfo) -> Option<PathBuf> {
         // What another device, driver or precision computed differs in its last digits.
         let DeviceInfo { kind, name, detail, activations, .. } = device;
         let origin = format!("{} {kind} {name} {detail} {activations:?}", self.model);
         let mut hash = blake3::Hasher::new();
         hash.update(MAGIC).update(origin.as_bytes()).update(&(list.items.len() as u64).to_le_bytes());
         for (adapter, scale) in &list.items {
-            hash.update(&adapter.digest()).update(&scale.to_bits().to_le_bytes());
+            if adapter.tail().is_private() {
+                return None;
+            }
+            hash.update(&adapter.digest().ok()?).update(&scale.to_bits().to_le_bytes());
         }
         tokens.iter().for_each(|token| _ = hash.update(&token.to_le_bytes()));
-        self.folder.join(hash.finalize().to_hex().as_str()).with_extension(EXTENSION)
+        Some(self.folder.join(hash.finalize().to_hex().as_str()).with_extension(EXTENSION))
     }
 
     fn prune(&self) {

@@ -13,6 +13,28 @@ use crate::error::{Error, Result};
 /// Bytes of adapters that stay resident after their last use, unless told otherwise.
 pub(crate) const DEFAULT_BUDGET: u64 = 64 << 20;
 
+/// Adapters that are on the device together.
+#[derive(Clone, Debug)]
+pub struct ResidentList {
+    /// The adapters and their scales.
+    pub adapters: Vec<(BoundAdapter, f32)>,
+    /// Bytes of their branches in their files, close to what they take on a device.
+    pub bytes: u64,
+    /// How many sessions, and others that made them resident ahead of time, hold them; 0 where only the budget does.
+    pub holders: usize,
+}
+
+/// What of an engine's adapters is on its device.
+#[derive(Clone, Debug)]
+pub struct ResidencyReport {
+    /// Every list of adapters, in no order.
+    pub lists: Vec<ResidentList>,
+    /// Bytes that may stay after their last use.
+    pub budget_bytes: u64,
+    /// Bytes that are kept within the budget, in use or not.
+    pub used_bytes: u64,
+}
+
 /// The adapters of one engine.
 #[derive(Debug)]
 pub(crate) struct Residency {
@@ -85,6 +107,27 @@ impl Residency {
     pub(crate) fn evict_idle(&self) -> usize {
         let recent = std::mem::take(&mut self.lock().recent);
         recent.iter().filter(|resident| Arc::strong_count(&resident.0) == 1).count()
+    }
+
+    /// What is on the device now.
+    pub(crate) fn report(&self) -> ResidencyReport {
+        let state = self.lock();
+        let known: Vec<Arc<Resident>> = state.known.values().filter_map(Weak::upgrade).collect();
+        let lists = known
+            .iter()
+            .map(|resident| {
+                let kept = state.recent.iter().any(|recent| Arc::ptr_eq(&recent.0, resident));
+                // This function's own, and the budget's.
+                let holders = Arc::strong_count(resident).saturating_sub(1 + usize::from(kept));
+                let adapters = resident.adapters().to_vec();
+                ResidentList { adapters, bytes: resident.bytes(), holders }
+            })
+            .collect::<Vec<_>>();
+        let used_bytes = state.recent.iter().map(ResidentAdapter::bytes).sum();
+        // The last holder may have gone meanwhile, and then this waits for the device's lock.
+        drop(state);
+        drop(known);
+        ResidencyReport { lists, budget_bytes: self.budget, used_bytes }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -83,13 +83,21 @@ impl BoundAdapter {
         self.0.canary.as_ref()
     }
 
+    /// Whether it is the same one, and not only of the same name or content.
+    pub fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub(crate) fn id(&self) -> u64 {
         self.0.id
     }
 
     /// Names the branches' content; reads them all, once.
-    pub(crate) fn digest(&self) -> [u8; 32] {
-        *self.0.digest.get_or_init(|| self.0.tail.digest())
+    pub(crate) fn digest(&self) -> Result<[u8; 32]> {
+        match self.0.digest.get() {
+            Some(known) => Ok(*known),
+            None => self.0.tail.digest().map(|digest| *self.0.digest.get_or_init(|| digest)),
+        }
     }
 }
 
@@ -100,12 +108,12 @@ pub struct ResidentAdapter(pub(crate) Arc<Resident>);
 impl ResidentAdapter {
     /// The adapters and their scales.
     pub fn adapters(&self) -> &[(BoundAdapter, f32)] {
-        &self.0.list.items
+        self.0.adapters()
     }
 
     /// Bytes of the branches in their files, close to what they take on a device.
     pub(crate) fn bytes(&self) -> u64 {
-        self.0.bytes
+        self.0.bytes()
     }
 
     /// Where the branches lie; loaded again if their device was lost.
@@ -132,12 +140,21 @@ impl Resident {
         let bytes = list.items.iter().map(|(adapter, _)| adapter.tail().byte_len() as u64).sum();
         Ok(Self { shared: shared.clone(), tail, list: Arc::new(list), bytes })
     }
+
+    pub(crate) fn adapters(&self) -> &[(BoundAdapter, f32)] {
+        &self.list.items
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
 }
 
 /// Stacks adapters and loads them.
 fn place(shared: &Shared, adapters: &[(BoundAdapter, f32)]) -> Result<Placed<TailId>> {
     let parts: Vec<(&Tail, f32)> = adapters.iter().map(|(a, scale)| (a.tail(), *scale)).collect();
-    let tail = Tail::stack(&parts);
+    // Copied before the device's lock is taken: reading a file may take long.
+    let tail = Tail::stack(&parts).copied()?;
     shared.place(|device| device.load_tail(&tail))
 }
 

@@ -1,14 +1,14 @@
 //! One safetensors file, memory-mapped or decrypted: names, shapes and types from its header, tensors as views of it.
 //!
-//! Invariant: the only `unsafe` of the weights floor is the map below. Opening reads the header and no tensor; a
-//! damaged file is an error that names the file and the tensor, never a panic.
+//! Invariant: opening reads the header and no tensor; a damaged file is an error that names the file and the tensor,
+//! never a panic.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::header::{Entry, Header};
+use super::mapped::Mapped;
 use super::private::PrivateBytes;
 use super::read::refuse_lfs_pointer;
 use super::tensor::{Backing, DType, Tensor};
@@ -34,8 +34,8 @@ impl SafetensorsFile {
     /// Maps a file and checks its header: every tensor within the file, none overlapping, no holes, no name twice.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let map = map(path)?;
-        refuse_lfs_pointer(path, &map)?;
+        let map = Mapped::open(path)?;
+        refuse_lfs_pointer(path, map.bytes())?;
         Self::parse(path, Backing::Mapped(Arc::new(map)))
     }
 
@@ -54,6 +54,14 @@ impl SafetensorsFile {
             by_name: Arc::new(by_name),
             metadata: Arc::new(header.metadata),
         })
+    }
+
+    /// The same file in memory of this process: whatever happens to the one on the disk, its tensors stay.
+    ///
+    /// [`Error::FileChanged`] where that happened already.
+    pub fn copied(&self) -> Result<Self> {
+        let (backing, _) = self.backing.copied(0..self.backing.bytes().len())?;
+        Ok(Self { backing, ..self.clone() })
     }
 
     /// The file.
@@ -135,22 +143,4 @@ fn dtype(name: &str) -> Option<DType> {
         "I64" => DType::I64,
         _ => return None,
     })
-}
-
-/// Maps a regular file for reading.
-fn map(path: &Path) -> Result<memmap2::Mmap> {
-    // Asked before opening: opening a named pipe would wait for a writer.
-    let info = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if !info.is_file() {
-        return Err(Error::malformed(path, "is not a regular file"));
-    }
-    if info.len() == 0 {
-        return Err(Error::malformed(path, "is empty"));
-    }
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    // SAFETY: the map is read-only and private to this process; its bytes are only ever read as plain numbers, for
-    // which every bit pattern is valid. Whoever changes a model file in place while it is mapped gets other numbers,
-    // and whoever truncates it a bus error; that is the price of not copying gigabytes, and every writer of ours
-    // replaces files by renaming.
-    unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, e))
 }

@@ -16,6 +16,18 @@ use crate::arch::{MatrixSpec, Recipe, VectorSpec};
 use crate::device::Weights;
 use crate::error::{Error, Result};
 
+/// Where base weights are read from while the engine computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum WeightAccess {
+    /// From the mapped files: no load time, and the system may drop pages and read them again. Whoever truncates a model
+    /// file in place while it is mapped ends the process with a bus error; replacing it by renaming hurts nobody.
+    #[default]
+    Mapped,
+    /// From a private copy, read while the engine loads: nothing that happens to the files afterwards can hurt. Costs the
+    /// weights' bytes of memory that the system cannot take back; on a GPU that is beside the GPU's own copy.
+    Copied,
+}
+
 /// An opened model folder; nothing of its weights is read yet.
 #[derive(Clone, Debug)]
 pub struct ModelFolder {
@@ -47,6 +59,14 @@ impl ModelFolder {
         let quantization = QuantConfig::parse(&config, &config_path)?;
         let tensors = Shards::open(path)?;
         Ok(Self { path: path.to_owned(), config_path, config, generation_config, tensors, quantization })
+    }
+
+    /// The same folder with its weights as [`WeightAccess`] says.
+    pub fn with_access(self, access: WeightAccess) -> Result<Self> {
+        match access {
+            WeightAccess::Mapped => Ok(self),
+            WeightAccess::Copied => Ok(Self { tensors: self.tensors.copied()?, ..self }),
+        }
     }
 
     /// The folder.

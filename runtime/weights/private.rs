@@ -1,5 +1,5 @@
-//! Bytes of tensors that lie in memory and not in a map: a decrypted file, whose bytes must not stay behind, or generated
-//! values. All are overwritten when their last holder goes.
+//! Bytes of tensors that lie in memory and not in a map: a decrypted file, whose bytes must not stay behind, a checked copy,
+//! or generated values. All are overwritten when their last holder goes.
 //!
 //! Invariant: the buffer never grows, so that no copy of it is left where an allocator moved it from.
 

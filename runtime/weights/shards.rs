@@ -99,6 +99,12 @@ impl Shards {
         self.by_name.keys().map(String::as_str)
     }
 
+    /// The same tensors in memory of this process; see [`SafetensorsFile::copied`].
+    pub fn copied(self) -> Result<Self> {
+        let files = self.files.iter().map(SafetensorsFile::copied).collect::<Result<_>>()?;
+        Ok(Self { files, ..self })
+    }
+
     /// The files.
     pub fn files(&self) -> &[SafetensorsFile] {
         &self.files
@@ -138,7 +144,7 @@ impl Shards {
 }
 
 /// Whether a name is that of a file in the same folder: one component, no way up, no drive, no alternative separator.
-fn is_plain_name(name: &str) -> bool {
+pub(crate) fn is_plain_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
     matches!(components.next(), Some(Component::Normal(_)))
         && components.next().is_none()

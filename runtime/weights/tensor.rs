@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
+use super::mapped::Mapped;
 use super::private::PrivateBytes;
 use crate::error::{Error, Result};
 
@@ -42,16 +43,27 @@ impl DType {
 /// Where a tensor's bytes live.
 #[derive(Clone)]
 pub(crate) enum Backing {
-    Mapped(Arc<memmap2::Mmap>),
-    /// A decrypted file, or generated values.
+    Mapped(Arc<Mapped>),
+    /// A decrypted file, a checked copy, or generated values.
     Private(Arc<PrivateBytes>),
 }
 
 impl Backing {
     pub(super) fn bytes(&self) -> &[u8] {
         match self {
-            Self::Mapped(map) => map,
+            Self::Mapped(map) => map.bytes(),
             Self::Private(private) => private.bytes(),
+        }
+    }
+
+    /// The bytes `range` in memory, and where they lie in what holds them.
+    pub(super) fn copied(&self, range: Range<usize>) -> Result<(Self, Range<usize>)> {
+        match self {
+            Self::Mapped(map) => {
+                let len = range.len();
+                Ok((Self::Private(Arc::new(map.copy(range)?)), 0..len))
+            }
+            Self::Private(_) => Ok((self.clone(), range)),
         }
     }
 }
@@ -123,6 +135,37 @@ impl Tensor {
     /// The raw little-endian bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.backing.bytes()[self.range.clone()]
+    }
+
+    /// The same tensor in memory of this process. Unlike [`Self::bytes`], this cannot be hurt by somebody who truncates
+    /// the file: that is [`Error::FileChanged`]. Cheap where it is in memory already.
+    pub fn copied(&self) -> Result<Self> {
+        let (backing, range) = self.backing.copied(self.range.clone())?;
+        Ok(Self { backing, range, ..self.clone() })
+    }
+
+    /// Whether it lies in this process's memory and in no mapped file.
+    pub(crate) fn is_private(&self) -> bool {
+        matches!(self.backing, Backing::Private(_))
+    }
+
+    /// Whether a check holds for all bytes, shown in pieces of whole elements; stops at the first that fails. As safe as
+    /// [`Self::copied`].
+    pub(crate) fn all(&self, mut holds: impl FnMut(&[u8]) -> bool) -> Result<bool> {
+        let Backing::Mapped(map) = &self.backing else { return Ok(holds(self.bytes())) };
+        let mut all = true;
+        map.visit(self.range.clone(), |piece| {
+            all &= holds(piece);
+            all
+        })?;
+        Ok(all)
+    }
+
+    /// Asks the system to read the bytes soon; returns at once.
+    pub(crate) fn prefetch(&self) {
+        if let Backing::Mapped(map) = &self.backing {
+            map.prefetch(self.range.clone());
+        }
     }
 
     /// The elements as `T`, borrowed where the file has them aligned.

@@ -23,13 +23,13 @@ public final class Engine: Sendable {
     public var deviceInfo: DeviceInfo {
         DeviceInfo(core.deviceInfo())
     }
-    /// Opens task adapters for this model.
-    public let adapters: AdapterLibrary
+    /// Opens task adapters for this model, file by file.
+    public let adapters: Adapters
 
     private init(core: CaloraBindings.Engine) {
         self.core = core
         modelInfo = ModelInfo(core.modelInfo())
-        adapters = AdapterLibrary(core: core)
+        adapters = Adapters(core: core)
     }
 
     /// Loads a model folder.
@@ -60,6 +60,21 @@ public final class Engine: Sendable {
             if bridge.isCancelled || error is CancellationError { throw CancellationError() }
             throw EngineError(error)
         }
+    }
+
+    /// Opens a folder of adapters; headers are read only.
+    public func adapterLibrary(
+        _ directory: URL, options: AdapterOpenOptions = .init()
+    ) async throws(EngineError) -> AdapterLibrary {
+        let library = try await engineErrors {
+            try await core.adapterLibrary(directory: directory.filePath, options: options.bindings)
+        }
+        return AdapterLibrary(core: library)
+    }
+
+    /// Which adapters are on the device, and how full their budget is.
+    public func residency() async throws(EngineError) -> Residency {
+        Residency(try await engineErrors { try await core.residency() })
     }
 
     /// Whether a configuration can be loaded here. Headers are read and devices asked; no weight is touched.

@@ -24,6 +24,8 @@ extension Engine {
         public var prefixFolder: URL?
         /// Whether the CPU computes where the GPU is refused or lost for good; by default only with ``DeviceChoice/auto``.
         public var fallbackToCPU: Bool?
+        /// Whether base weights are computed on in their mapped files or copied first.
+        public var weights: WeightAccess
 
         /// A configuration.
         public init(
@@ -35,7 +37,8 @@ extension Engine {
             adapterBudgetBytes: Int? = nil,
             prefixBudgetBytes: Int? = nil,
             prefixFolder: URL? = nil,
-            fallbackToCPU: Bool? = nil
+            fallbackToCPU: Bool? = nil,
+            weights: WeightAccess = .mapped
         ) {
             self.model = model
             self.device = device
@@ -46,6 +49,7 @@ extension Engine {
             self.prefixBudgetBytes = prefixBudgetBytes
             self.prefixFolder = prefixFolder
             self.fallbackToCPU = fallbackToCPU
+            self.weights = weights
         }
     }
 
@@ -57,6 +61,14 @@ extension Engine {
         case gpu
         /// The CPU.
         case cpu
+    }
+
+    /// Where base weights are read from while the engine computes.
+    public enum WeightAccess: Sendable, Hashable, CaseIterable {
+        /// From the mapped files: nothing to load. Whoever truncates one in place meanwhile ends the process.
+        case mapped
+        /// From a private copy, made while the engine loads: safe whatever happens to the files, for their bytes of memory.
+        case copied
     }
 
     /// Precision of the activations that meet compressed weights.
@@ -81,7 +93,8 @@ extension Engine.Configuration {
             adapterBudgetBytes: try budget(adapterBudgetBytes, "adapter_budget"),
             prefixBudgetBytes: try budget(prefixBudgetBytes, "prefix_budget"),
             prefixFolder: prefixFolder?.filePath,
-            fallbackToCpu: fallbackToCPU
+            fallbackToCpu: fallbackToCPU,
+            weights: weights == .copied ? .copied : .mapped
         )
     }
 

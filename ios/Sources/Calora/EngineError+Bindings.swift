@@ -25,6 +25,9 @@ extension EngineError {
         case .AdapterLocked(let path, let reason): self = .adapterLocked(path: path, reason: reason)
         case .AdapterUntrusted(let path, let reason): self = .adapterUntrusted(path: path, reason: reason)
         case .AdapterUnproven(let adapter, let reason): self = .adapterUnproven(adapter: adapter, reason: reason)
+        case .FileChanged(let path): self = .fileChanged(path: path)
+        case .VersionConflict(let adapter, let expected, let actual):
+            self = .versionConflict(adapter: adapter, expected: expected, actual: actual)
         case .ContextSizeExceeded(let size, let count):
             self = .contextSizeExceeded(contextSize: Int(clamping: size), tokenCount: Int(clamping: count))
         case .InvalidOption(let option, let value, let reason):

@@ -22,6 +22,10 @@ public enum EngineError: Error, Equatable, Sendable {
     case adapterUntrusted(path: String, reason: String)
     /// The adapter fits by its shapes and does nothing, or something else than it was made for.
     case adapterUnproven(adapter: String, reason: String)
+    /// A file that was open was truncated or written to in place.
+    case fileChanged(path: String)
+    /// An adapter was to be replaced or removed in another state than it is in; nil is none.
+    case versionConflict(adapter: String, expected: String?, actual: String?)
     /// Prompt and conversation need `tokenCount` tokens, and the session holds `contextSize`.
     case contextSizeExceeded(contextSize: Int, tokenCount: Int)
     /// An option has a value that cannot work.
@@ -55,6 +59,9 @@ extension EngineError: LocalizedError {
         case .adapterLocked(let path, let reason): "\(path) is encrypted: \(reason)"
         case .adapterUntrusted(let path, let reason): "\(path) is not trusted: \(reason)"
         case .adapterUnproven(let adapter, let reason): "adapter \(adapter) does not act as it should: \(reason)"
+        case .fileChanged(let path): "\(path) changed after it was opened"
+        case .versionConflict(let adapter, let expected, let actual):
+            "adapter \(adapter) is at version \(actual ?? "none"), not \(expected ?? "none")"
         case .contextSizeExceeded(let size, let count): "the context holds \(size) tokens, \(count) are needed"
         case .invalidOption(let option, let value, let reason): "\(option) = \(value): \(reason)"
         case .deviceUnavailable(let wanted, let reason): "no usable \(wanted) device: \(reason)"
@@ -74,6 +81,8 @@ extension EngineError: LocalizedError {
         case .adapterLocked: "Open the adapter with the key that it was encrypted with."
         case .adapterUntrusted: "Get the adapter from its source again."
         case .adapterUnproven: "Use the adapter with the model it was made for, or get it again."
+        case .fileChanged: "Open the file again, and replace files by renaming."
+        case .versionConflict: "Look at the library again and decide anew."
         case .contextSizeExceeded: "Shorten the prompt or begin a new session."
         case .deviceUnavailable: "Choose the device automatically, or the CPU."
         case .deviceLost: "Ask again, or load with the CPU as fallback."

@@ -30,6 +30,32 @@ public struct MemoryUse: Sendable, Hashable {
     }
 }
 
+/// Adapters that are on the device together.
+public struct ResidentAdapters: Sendable, Hashable {
+    /// Their names.
+    public let names: [String]
+    /// Bytes of their branches in their files, close to what they take on the device.
+    public let bytes: UInt64
+    /// Whether a session uses them, or they were preloaded; else the budget keeps them.
+    public let isInUse: Bool
+}
+
+/// What of the adapters is on the device.
+public struct Residency: Sendable, Hashable {
+    /// Every list of adapters.
+    public let adapters: [ResidentAdapters]
+    /// Bytes that may stay after their last use.
+    public let budgetBytes: UInt64
+    /// Bytes that are kept within the budget, in use or not.
+    public let usedBytes: UInt64
+
+    init(_ residency: CaloraBindings.Residency) {
+        adapters = residency.adapters.map { ResidentAdapters(names: $0.names, bytes: $0.bytes, isInUse: $0.inUse) }
+        budgetBytes = residency.budgetBytes
+        usedBytes = residency.usedBytes
+    }
+}
+
 /// How urgently memory is wanted.
 public enum MemoryPressure: Sendable, Hashable, CaseIterable {
     /// Adapters that no session uses go, and beginnings of conversations that were put aside.

@@ -3,7 +3,7 @@ internal import CaloraBindings
 /// A task in a file, memory-mapped and checked against one engine's model.
 ///
 /// Opening costs microseconds to milliseconds and no memory; tensors move to the device when a session first uses the
-/// adapter, or with ``AdapterLibrary/preload(_:)``.
+/// adapter, or with ``Adapters/preload(_:)``.
 public final class TaskAdapter: Sendable {
     let core: CaloraBindings.TaskAdapter
 

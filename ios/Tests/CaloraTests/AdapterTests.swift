@@ -6,7 +6,8 @@ import Testing
 @Suite struct AdapterTests {
     @Test func scanReadsHeaders() async throws {
         let engine = try await Models.engine()
-        let found = try await engine.adapters.scan(Models.adapters)
+        let entries = try await engine.adapterLibrary(Models.adapters).entries()
+        let found = entries.compactMap(\.info)
         let names = found.map(\.name)
         #expect(names == names.sorted())
         #expect(Set(names).isSuperset(of: ["clean-question", "intent", "novelist", "playwright", "sentiment", "spam"]))
@@ -27,12 +28,11 @@ import Testing
         try folder.copy(Models.adapter("spam"))
         try folder.write(Data("no tensors".utf8), "broken.safetensors")
         try folder.write(Data("not an adapter at all".utf8), "notes.txt")
-        var rejected: [String] = []
-        let found = try await engine.adapters.scan(folder.url) { url, _ in rejected.append(url.lastPathComponent) }
-        #expect(found.map(\.name) == ["spam"])
-        #expect(rejected == ["broken.safetensors"])
+        let entries = try await engine.adapterLibrary(folder.url).entries()
+        #expect(entries.map(\.name) == ["broken", "spam"])
+        #expect(entries.map { $0.problem == nil } == [false, true])
         await #expect(throws: EngineError.self) {
-            _ = try await engine.adapters.scan(folder.url.appendingPathComponent("nowhere"))
+            _ = try await engine.adapterLibrary(folder.url.appendingPathComponent("nowhere"))
         }
     }
 

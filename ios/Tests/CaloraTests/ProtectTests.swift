@@ -27,7 +27,7 @@ import Testing
     @Test func anEncryptedAndSignedAdapterAnswersAsThePlainOne() async throws {
         let (engine, folder, signer) = (try await Models.engine(), try TemporaryFolder(), try signer())
         let sealed = folder.url.appendingPathComponent("spam.sealed")
-        try AdapterLibrary.encrypt(plain, to: sealed, key: key)
+        try Adapters.encrypt(plain, to: sealed, key: key)
         let options = AdapterOpenOptions(key: key, trustedSigners: [signer], checksCanary: true)
         let opened = try await engine.adapters.open(sealed, options: options)
         #expect(opened.info.isEncrypted && opened.info.hasCanary && opened.info.signer?.count == 64)
@@ -40,7 +40,7 @@ import Testing
     @Test func noKeyAnotherKeyAndAnotherSignerAreRefused() async throws {
         let (engine, folder, signer) = (try await Models.engine(), try TemporaryFolder(), try signer())
         let sealed = folder.url.appendingPathComponent("spam.sealed")
-        try AdapterLibrary.encrypt(plain, to: sealed, key: key)
+        try Adapters.encrypt(plain, to: sealed, key: key)
         for options in [AdapterOpenOptions(), AdapterOpenOptions(key: Data(repeating: 8, count: 32))] {
             guard case .adapterLocked(let path, _) = try await refusal(engine, sealed, options) else { Issue.record(); return }
             #expect(path.hasSuffix("spam.sealed"))
@@ -55,7 +55,7 @@ import Testing
         var dumped = ""
         dump(AdapterOpenOptions(key: key), to: &dumped)
         #expect(!dumped.contains("32 bytes"))
-        #expect(throws: EngineError.self) { try AdapterLibrary.encrypt(Models.adapter("spam"), to: sealed, key: key) }
+        #expect(throws: EngineError.self) { try Adapters.encrypt(Models.adapter("spam"), to: sealed, key: key) }
     }
 
     @Test func anAdapterThatDoesSomethingElseIsUnproven() async throws {

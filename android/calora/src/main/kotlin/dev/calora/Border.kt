@@ -52,6 +52,8 @@ internal fun FfiException.translated(): Exception =
         is FfiException.AdapterLocked -> EngineException.AdapterLocked(path, reason)
         is FfiException.AdapterUntrusted -> EngineException.AdapterUntrusted(path, reason)
         is FfiException.AdapterUnproven -> EngineException.AdapterUnproven(adapter, reason)
+        is FfiException.FileChanged -> EngineException.FileChanged(path)
+        is FfiException.VersionConflict -> EngineException.VersionConflict(adapter, expected, actual)
         is FfiException.ContextSizeExceeded ->
             EngineException.ContextSizeExceeded(contextSize.toLong(), tokenCount.toLong())
         is FfiException.InvalidOption -> EngineException.InvalidOption(option, value, reason)

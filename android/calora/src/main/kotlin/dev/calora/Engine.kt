@@ -40,8 +40,28 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
         }
     }
 
-    /** Task adapters for this model. */
-    public val adapters: AdapterLibrary = AdapterLibrary(ffi)
+    /** Task adapters for this model, file by file. */
+    public val adapters: Adapters = Adapters(ffi)
+
+    /**
+     * Opens a folder of adapters; headers are read only, unless [options] ask for more.
+     *
+     * @param options what every adapter of the folder is opened with
+     * @throws EngineException.FileNotFound where there is no such folder
+     * @throws EngineException.Closed after [close]
+     */
+    public suspend fun adapterLibrary(
+        directory: File,
+        options: AdapterOpenOptions = AdapterOpenOptions(),
+    ): AdapterLibrary =
+        AdapterLibrary(awaitNative({ it.destroy() }) { ffi.adapterLibrary(directory.path, options.toFfi()) })
+
+    /**
+     * Which adapters are on the device, and how full their budget is.
+     *
+     * @throws EngineException.Closed after [close]
+     */
+    public suspend fun residency(): Residency = awaitNative { ffi.residency().toApi() }
 
     /**
      * Begins a conversation.

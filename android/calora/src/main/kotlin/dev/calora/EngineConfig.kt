@@ -18,6 +18,7 @@ import java.io.File
  *   app's `cacheDir`; within the same budget
  * @property fallbackToCpu whether the CPU computes where the GPU is refused or lost for good; null for only with
  *   [DeviceChoice.AUTO]
+ * @property weights whether base weights are computed on in their mapped files or copied first
  */
 public data class EngineConfig(
     val model: File,
@@ -29,7 +30,17 @@ public data class EngineConfig(
     val prefixBudgetBytes: Long? = null,
     val prefixFolder: File? = null,
     val fallbackToCpu: Boolean? = null,
+    val weights: WeightAccess = WeightAccess.MAPPED,
 )
+
+/** Where base weights are read from while the engine computes. */
+public enum class WeightAccess {
+    /** From the mapped files: nothing to load. Whoever truncates one in place meanwhile ends the process. */
+    MAPPED,
+
+    /** From a private copy, made while the engine loads: safe whatever happens to the files, for their bytes of memory. */
+    COPIED,
+}
 
 /** Which device computes. */
 public enum class DeviceChoice {
@@ -76,4 +87,9 @@ internal fun EngineConfig.toFfi() =
         prefixBudgetBytes = prefixBudgetBytes?.unsigned("prefixBudgetBytes"),
         prefixFolder = prefixFolder?.path,
         fallbackToCpu = fallbackToCpu,
+        weights =
+            when (weights) {
+                WeightAccess.MAPPED -> dev.calora.ffi.WeightAccess.MAPPED
+                WeightAccess.COPIED -> dev.calora.ffi.WeightAccess.COPIED
+            },
     )

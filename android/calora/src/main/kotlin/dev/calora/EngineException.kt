@@ -93,6 +93,23 @@ public sealed class EngineException(message: String) : Exception(message) {
         EngineException("adapter $adapter does not act as it should: $reason")
 
     /**
+     * A file that was open was truncated or written to in place. Open it again, and replace files by renaming.
+     *
+     * @property path the file
+     */
+    public class FileChanged(public val path: String) : EngineException("$path changed after it was opened")
+
+    /**
+     * An adapter was to be replaced or removed in another state than it is in: somebody else was faster.
+     *
+     * @property adapter the adapter's name in its library
+     * @property expected the version that was expected; null for none
+     * @property actual the version that is there; null for none
+     */
+    public class VersionConflict(public val adapter: String, public val expected: String?, public val actual: String?) :
+        EngineException("adapter $adapter is at version $actual, not $expected")
+
+    /**
      * Prompt and conversation do not fit the context: shorten them, [Session.reset], or ask for a larger one.
      *
      * @property contextSize tokens that the session can hold

@@ -23,6 +23,24 @@ public data class MemoryUse(
         get() = weightBytes + cacheBytes + adapterBytes + scratchBytes + prefixBytes + decryptedBytes
 }
 
+/**
+ * Adapters that are on the device together.
+ *
+ * @property names their names
+ * @property bytes bytes of their branches in their files, close to what they take on the device
+ * @property inUse whether a session uses them, or they were preloaded; else the budget keeps them
+ */
+public data class ResidentAdapters(val names: List<String>, val bytes: Long, val inUse: Boolean)
+
+/**
+ * What of the adapters is on the device.
+ *
+ * @property adapters every list of adapters
+ * @property budgetBytes bytes that may stay after their last use
+ * @property usedBytes bytes that are kept within the budget, in use or not
+ */
+public data class Residency(val adapters: List<ResidentAdapters>, val budgetBytes: Long, val usedBytes: Long)
+
 /** How urgently memory is wanted. */
 public enum class MemoryPressure {
     /** Adapters that no session uses go, and beginnings of conversations that were put aside. */
@@ -49,6 +67,13 @@ internal fun dev.calora.ffi.MemoryUse.toApi() =
         scratchBytes = scratchBytes.toLong(),
         prefixBytes = prefixBytes.toLong(),
         decryptedBytes = decryptedBytes.toLong(),
+    )
+
+internal fun dev.calora.ffi.Residency.toApi() =
+    Residency(
+        adapters.map { ResidentAdapters(it.names, it.bytes.toLong(), it.inUse) },
+        budgetBytes.toLong(),
+        usedBytes.toLong(),
     )
 
 internal fun dev.calora.ffi.TrimReport.toApi() =

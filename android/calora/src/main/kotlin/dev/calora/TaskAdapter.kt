@@ -1,8 +1,8 @@
 package dev.calora
 
 /**
- * A memory-mapped adapter that fits one engine's model, shared by that engine's sessions. [AdapterLibrary.open] makes
- * it.
+ * A memory-mapped adapter that fits one engine's model, shared by that engine's sessions. [Adapters.open] and
+ * [AdapterLibrary.open] make it.
  */
 public class TaskAdapter internal constructor(internal val ffi: dev.calora.ffi.TaskAdapter) : AutoCloseable {
     /** What the file says of itself. */

@@ -4,8 +4,8 @@ import java.io.File
 import kotlin.test.Test
 import kotlin.test.assertEquals
 import kotlin.test.assertFalse
-import kotlin.test.assertIs
 import kotlin.test.assertNotEquals
+import kotlin.test.assertNotNull
 import kotlin.test.assertTrue
 import org.junit.jupiter.api.io.TempDir
 
@@ -19,29 +19,31 @@ class AdapterTest {
         task("intent").copyRecursively(File(folder, "intent"))
         File(folder, "half.safetensors").writeBytes(byteArrayOf(1, 2, 3))
         File(folder, "notes.txt").writeText("not an adapter")
-        val scan = engine.adapters.scan(folder)
-        assertEquals(listOf("intent", "spam"), scan.adapters.map { it.name })
-        val spam = scan.adapters.last()
+        val entries = engine.adapterLibrary(folder).entries()
+        assertEquals(listOf("half", "intent", "spam"), entries.map { it.name })
+        val (half, _, found) = entries
+        val spam = assertNotNull(found.info)
         assertEquals(File(folder, "spam"), spam.file)
         assertEquals(8, spam.rank)
         assertTrue(spam.hasLora && !spam.hasRecovery)
         assertTrue(spam.bytes in 400_000..480_000, "${spam.bytes}")
         assertEquals(42, spam.modules)
-        assertEquals(spam, AdapterLibrary.inspect(spam.file))
-        assertEquals(listOf(File(folder, "half.safetensors")), scan.refused.keys.toList())
-        assertIs<EngineException.InvalidFile>(scan.refused.values.single())
-        thrownBy<EngineException.FileNotFound> { engine.adapters.scan(File(scratch, "nowhere")) }
+        assertEquals(spam, Adapters.inspect(spam.file))
+        assertEquals(0, found.residentBytes)
+        assertTrue(half.info == null && half.problem != null)
+        thrownBy<EngineException.InvalidFile> { engine.adapterLibrary(folder).open("half") }
+        thrownBy<EngineException.FileNotFound> { engine.adapterLibrary(File(scratch, "nowhere")) }
     }
 
     @Test
     fun `an adapter of another base is refused, with both ids`() = engineTest { engine ->
         // Its recovery branches repair the model at 2 bits, and nothing else.
         val repaired = File(models, "adapted/clean-question-int2.safetensors")
-        assertTrue(AdapterLibrary.inspect(repaired).hasRecovery)
+        assertTrue(Adapters.inspect(repaired).hasRecovery)
         val e = thrownBy<EngineException.AdapterMismatch> { engine.adapters.open(repaired) }
         assertTrue(e.expectedBase.isNotBlank() && e.actualBase.isNotBlank())
         assertNotEquals(e.expectedBase, e.actualBase)
-        assertEquals(AdapterLibrary.inspect(repaired).baseId, e.expectedBase)
+        assertEquals(Adapters.inspect(repaired).baseId, e.expectedBase)
     }
 
     @Test

@@ -118,8 +118,9 @@ class ErrorTest {
         val api =
             listOf(
                 Engine::class, Engine.Companion::class, EngineConfig::class, LoadProgress::class, AdapterLibrary::class,
-                AdapterLibrary.Companion::class, AdapterScan::class, TaskAdapter::class, ScaledAdapter::class,
-                AdapterInfo::class, AdapterOpenOptions::class, Session::class, GenerationOptions::class, ResponseChunk::class, Response::class,
+                Adapters::class, Adapters.Companion::class, AdapterEntry::class, AdapterChange::class,
+                Residency::class, TaskAdapter::class, ScaledAdapter::class, AdapterInfo::class, AdapterOpenOptions::class,
+                Session::class, GenerationOptions::class, ResponseChunk::class, Response::class,
                 Usage::class, Choice::class, Message::class, Availability::class, Availability.Available::class,
                 Availability.Unavailable::class, DeviceInfo::class, ModelInfo::class, MemoryUse::class,
                 TrimReport::class, Statistics::class, BenchmarkOptions::class, LogSink::class, EngineException::class,

@@ -19,7 +19,7 @@ class ProtectTest {
             .toByteArray()
     private val key = ByteArray(32) { 7 }
 
-    private suspend fun sealed() = File(scratch, "spam.sealed").also { AdapterLibrary.encrypt(plain, it, key) }
+    private suspend fun sealed() = File(scratch, "spam.sealed").also { Adapters.encrypt(plain, it, key) }
 
     @Test
     fun `an encrypted and signed adapter answers as the plain one`() = engineTest { engine ->
@@ -40,7 +40,7 @@ class ProtectTest {
         val sealed = sealed()
         val locked = thrownBy<EngineException.AdapterLocked> { engine.adapters.open(sealed) }
         assertEquals(sealed.path, locked.path)
-        thrownBy<EngineException.AdapterLocked> { AdapterLibrary.inspect(sealed) }
+        thrownBy<EngineException.AdapterLocked> { Adapters.inspect(sealed) }
         thrownBy<EngineException.AdapterLocked> {
             engine.adapters.open(sealed, AdapterOpenOptions(key = ByteArray(32) { 8 }))
         }
@@ -55,7 +55,7 @@ class ProtectTest {
         }
         assertFalse("113" in short.message.orEmpty())
         assertFalse("7" in AdapterOpenOptions(key).toString())
-        thrownBy<EngineException.Unsupported> { AdapterLibrary.encrypt(task("spam"), sealed, key) }
+        thrownBy<EngineException.Unsupported> { Adapters.encrypt(task("spam"), sealed, key) }
     }
 
     @Test

@@ -1,0 +1,98 @@
+//! A mapped file, and reading it so that nobody who changes the file can end the process.
+//!
+//! Touching a mapped page whose file was truncated is a bus error. [`Mapped::visit`] lets the system copy instead of
+//! touching: a page that is gone is then an error of the call. Invariant: what it hands out is what was opened, or an
+//! error; it needs no file handle between calls.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::private::PrivateBytes;
+use super::stamp::Stamp;
+use crate::error::{Error, Result};
+
+/// Bytes copied at once: every system's pipe holds so many, so that writing them never waits for the reader.
+const CHUNK: usize = 4096;
+
+/// A file mapped for reading; the handle is closed, the file stays readable even after it is replaced.
+#[derive(Debug)]
+pub(crate) struct Mapped {
+    map: memmap2::Mmap,
+    path: PathBuf,
+    stamp: Stamp,
+}
+
+impl Mapped {
+    /// Maps a regular file.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        // Asked before opening: opening a named pipe would wait for a writer.
+        let info = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        if !info.is_file() {
+            return Err(Error::malformed(path, "is not a regular file"));
+        }
+        if info.len() == 0 {
+            return Err(Error::malformed(path, "is empty"));
+        }
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let stamp = Stamp::of(&file.metadata().map_err(|e| Error::io(path, e))?);
+        // SAFETY: the map is read-only and private to this process; its bytes are only ever read as plain numbers, for
+        // which every bit pattern is valid. Whoever changes a model file in place while it is mapped gets other numbers,
+        // and whoever truncates it a bus error; that is the price of not copying gigabytes (`WeightAccess::Copied` pays
+        // the other one), and every writer of ours replaces files by renaming. Adapters are read through `visit`.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        Ok(Self { map, path: path.to_owned(), stamp })
+    }
+
+    /// The mapped bytes, as they are touched by what computes on the map.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Shows a copy of the bytes `range` piece by piece until `see` has enough; [`Error::FileChanged`] where the file
+    /// was truncated or written to since it was opened. A file that was replaced by renaming is read as it was.
+    pub(super) fn visit(&self, range: Range<usize>, mut see: impl FnMut(&[u8]) -> bool) -> Result<()> {
+        let changed = || Error::FileChanged { path: self.path.clone() };
+        let (mut reader, mut writer) = std::io::pipe().map_err(|e| Error::io(&self.path, e))?;
+        let mut chunk = [0; CHUNK];
+        let mut rest = self.map.get(range).ok_or_else(changed)?;
+        while !rest.is_empty() {
+            // A page that is gone makes this fail, or write less and fail the next time.
+            let written = writer.write(&rest[..rest.len().min(CHUNK)]).map_err(|_| changed())?;
+            let chunk = &mut chunk[..written];
+            reader.read_exact(chunk).map_err(|e| Error::io(&self.path, e))?;
+            rest = &rest[written..];
+            if written == 0 || !see(chunk) {
+                break;
+            }
+        }
+        // Asked last: a change during the copy shows, too. Another file of this name says nothing of the mapped one.
+        match Stamp::at(&self.path) {
+            Ok(now) if now.same_file(&self.stamp) && now != self.stamp => Err(changed()),
+            _ => Ok(()),
+        }
+    }
+
+    /// A copy of the bytes `range`.
+    pub(super) fn copy(&self, range: Range<usize>) -> Result<PrivateBytes> {
+        let mut copy = PrivateBytes::zeroed(&self.path, range.len())?;
+        let (out, mut at) = (copy.bytes_mut(), 0);
+        self.visit(range, |chunk| {
+            out[at..at + chunk.len()].copy_from_slice(chunk);
+            at += chunk.len();
+            true
+        })?;
+        Ok(copy)
+    }
+
+    /// Asks the system to read the bytes `range` soon; returns at once. A hint: that it fails changes nothing.
+    pub(super) fn prefetch(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Err(e) = self.map.advise_range(memmap2::Advice::WillNeed, range.start, range.len()) {
+            log::debug!("{}: no prefetch: {e}", self.path.display());
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+}
