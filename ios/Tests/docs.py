@@ -28,7 +28,7 @@ def symbols(files):
                 problems.append(f"{path}: public, and no comment says what it is")
     page = (pathlib.Path(__file__).parent / "../Sources/Calora/Calora.docc/Calora.md").read_text()
     for link in re.findall(r"(?<!`)``([^`\n]+)``(?!`)", page):
-        # A suffix tells overloads apart: `switchTo(_:)-(TaskAdapter?)`.
+        # A suffix tells overloads apart: `switchTo(_:cache:)-(TaskAdapter?)`.
         if link != "Calora" and re.sub(r"-[^/]*$", "", link) not in known:
             problems.append(f"Calora.md: ``{link}`` leads nowhere")
     print(f"{len(known)} public symbols")

@@ -156,6 +156,34 @@ fn inspect_and_devices() {
 }
 
 #[test]
+fn bench_of_many_tasks_counts_them_and_keeps_its_fields() {
+    let work = Work::new();
+    let (model, task, plot) = (work.path("int4"), work.path("intent.safetensors"), work.path("swap.svg"));
+    let common = ["bench", &model, "--adapter", &task, "--swap", "--tasks", "9", "--prompt-tokens", "32"];
+    let rest = ["--resident", "4", "--runs", "2", "--device", "cpu", "--json", "--plot", &plot];
+    let report = json(&[&common[..], &rest].concat());
+    assert_eq!((&report["tasks"], &report["resident"]), (&Value::from(9), &Value::from(4)));
+    let number = |field: &str| report[field].as_f64().unwrap();
+    assert_eq!(number("mapped_bytes") / 9.0, number("resident_file_bytes") / 4.0);
+    // Close to the files': f16 in both, with little beside.
+    let ratio = number("resident_bytes") / number("resident_file_bytes");
+    assert!((0.95..1.2).contains(&ratio), "{ratio}");
+    assert!(report["hot_us"]["p50"].as_f64() <= report["hot_us"]["p99"].as_f64());
+    let names: Vec<&str> =
+        report["policies"].as_array().unwrap().iter().map(|p| p["policy"].as_str().unwrap()).collect();
+    assert_eq!(names, ["recompute", "restore", "keep"]);
+    let [recompute, restore, keep] = [0, 1, 2].map(|i| &report["policies"][i]);
+    let of = |policy: &Value| (policy["exact"].as_bool().unwrap(), policy["cached_tokens"].as_u64().unwrap());
+    assert_eq!(of(recompute), (true, 0));
+    assert!(of(restore).0 && of(restore).1 >= 32, "{restore}");
+    assert!(!of(keep).0 && of(keep).1 >= 32, "{keep}");
+    assert_eq!(keep["first_token_ms"].as_array().unwrap().len(), 2);
+    assert!(std::fs::read_to_string(&plot).unwrap().starts_with("<svg"));
+    let refused = fails(&[&common[..], &["--resident", "9", "--device", "cpu"]].concat());
+    assert!(refused.contains("less than the 9"), "{refused}");
+}
+
+#[test]
 fn bench_has_its_fields() {
     let work = Work::new();
     let (model, task, plot) = (work.path("int4"), work.path("intent.safetensors"), work.path("bench.svg"));

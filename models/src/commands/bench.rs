@@ -6,6 +6,7 @@ use anyhow::Result;
 use calora::bench::{Bench, Report, measure};
 use calora_models::plot::{Bar, bars};
 
+use super::bench_swap::SwapArgs;
 use super::{AdapterArgs, LoadArgs};
 use crate::output;
 
@@ -32,11 +33,18 @@ pub(crate) struct Args {
     #[arg(long)]
     plot: Option<PathBuf>,
     #[command(flatten)]
+    swap: SwapArgs,
+    #[command(flatten)]
     load: LoadArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let engine = args.load.load(&args.model)?;
+    if args.swap.wanted() {
+        let (adapters, open) = (args.adapters.parse()?, args.adapters.options()?);
+        let (size, out) = ((args.prompt_tokens, args.runs), (args.json, args.plot.as_deref()));
+        return args.swap.run(&engine, &adapters, &open, size, out);
+    }
     let bench = Bench {
         adapters: args.adapters.parse()?,
         open: args.adapters.options()?,

@@ -3,10 +3,14 @@
 //! With and without adapters are measured in turn within one run, and compared pair by pair: a machine that slows down
 //! slows both. The command line and the apps' libraries print the same [`Report`].
 
+mod swap;
+
 use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::Serialize;
+
+pub use swap::{PolicyReport, SwapBench, SwapReport, measure_swaps};
 
 use crate::adapter::AdapterOptions;
 use crate::engine::{BoundAdapter, Engine};
@@ -28,13 +32,19 @@ pub struct Bench {
     pub runs: usize,
 }
 
-/// Microseconds that half, and 99 in 100, of the swaps stayed within.
+/// What half, and 99 in 100, of the times stayed within.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Quantiles {
     /// The median.
     pub p50: f64,
     /// 99 in 100.
     pub p99: f64,
+}
+
+impl Quantiles {
+    fn of(values: &[f64]) -> Self {
+        Self { p50: quantile(values, 0.5), p99: quantile(values, 0.99) }
+    }
 }
 
 /// What a swap costs, apart from computing the conversation anew.
@@ -127,7 +137,8 @@ pub fn measure(engine: &Engine, bench: &Bench, tick: &mut dyn FnMut()) -> Result
         cache_bytes: memory.caches,
         scratch_bytes: memory.scratch,
         adapter_bytes: memory.tails,
-        peak_rss_bytes: peak_rss(),
+        // The high-water mark.
+        peak_rss_bytes: status_bytes("VmHWM:"),
         decode_adapter_overhead: ratio(|u| u.decode_tokens_per_second),
         prefill_adapter_overhead: ratio(|u| u.prefill_tokens_per_second),
         swap_us: swap(engine, bench, &adapters)?,
@@ -198,9 +209,7 @@ fn swap(engine: &Engine, bench: &Bench, adapters: &[(BoundAdapter, f32)]) -> Res
             Ok(start.elapsed().as_secs_f64() * 1e6)
         })
         .collect::<Result<Vec<f64>>>()?;
-    let quantiles =
-        |values: Vec<f64>| Quantiles { p50: quantile(&values, 0.5), p99: quantile(&values, 0.99) };
-    Ok(Some(Swap { hot: quantiles(hot), first_use: quantiles(first_use) }))
+    Ok(Some(Swap { hot: Quantiles::of(&hot), first_use: Quantiles::of(&first_use) }))
 }
 
 fn quantile(values: &[f64], share: f64) -> f64 {
@@ -214,9 +223,9 @@ fn median(values: Vec<f64>) -> f64 {
     quantile(&values, 0.5)
 }
 
-/// The high-water mark of resident memory, as Linux and Android tell it.
-fn peak_rss() -> Option<u64> {
+/// A figure in bytes of `/proc/self/status`, as Linux and Android have it.
+fn status_bytes(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|l| l.strip_prefix(name))?;
     Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
 }
