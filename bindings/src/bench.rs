@@ -1,6 +1,6 @@
 //! The benchmark of the command line, from inside an app.
 
-use calora::bench::{Bench, measure};
+use calora::bench::{Bench, SwapBench, measure, measure_swaps};
 use calora::engine::Engine;
 
 use crate::error::{EngineError, Result};
@@ -32,6 +32,35 @@ impl BenchmarkOptions {
             runs: self.runs as usize,
         };
         let report = measure(engine, &bench, &mut || {})?;
+        serde_json::to_string(&report).map_err(EngineError::internal)
+    }
+}
+
+/// What is measured of many tasks over one model.
+#[derive(Clone, Debug, PartialEq, uniffi::Record)]
+pub struct SwapBenchmarkOptions {
+    /// A folder of task files or PEFT folders of this model, more than `resident`.
+    pub folder: String,
+    /// How many of them are resident at once.
+    #[uniffi(default = 16)]
+    pub resident: u32,
+    /// Tokens of the conversation in which the task is swapped.
+    #[uniffi(default = 128)]
+    pub prompt_tokens: u32,
+    /// Swaps for each cache policy.
+    #[uniffi(default = 20)]
+    pub runs: u32,
+}
+
+impl SwapBenchmarkOptions {
+    pub(crate) fn run(&self, engine: &Engine) -> Result<String> {
+        let bench = SwapBench {
+            folder: (&self.folder).into(),
+            resident: self.resident as usize,
+            prompt_tokens: self.prompt_tokens as usize,
+            runs: self.runs as usize,
+        };
+        let report = measure_swaps(engine, &bench, &mut || {})?;
         serde_json::to_string(&report).map_err(EngineError::internal)
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use calora::engine::ResidentAdapter;
 
 use crate::adapter::{AdapterOpenOptions, TaskAdapter};
-use crate::bench::BenchmarkOptions;
+use crate::bench::{BenchmarkOptions, SwapBenchmarkOptions};
 use crate::config::{EngineConfig, LoadProgress, forward};
 use crate::error::{EngineError, Result};
 use crate::event::{EventStream, Hub};
@@ -330,6 +330,12 @@ impl Engine {
 
     /// Measures speed, memory and what swapping costs, as one JSON object; the same as `calora bench --json`.
     pub async fn benchmark(&self, options: BenchmarkOptions) -> Result<String> {
+        let engine = self.core.engine()?;
+        self.core.worker.run(move || options.run(&engine)).await
+    }
+
+    /// Measures what many tasks over one model cost, as one JSON object; the same as `calora bench --swap --json`.
+    pub async fn benchmark_swaps(&self, options: SwapBenchmarkOptions) -> Result<String> {
         let engine = self.core.engine()?;
         self.core.worker.run(move || options.run(&engine)).await
     }

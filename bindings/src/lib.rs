@@ -27,7 +27,7 @@ mod worker;
 
 pub use adapter::{AdapterInfo, AdapterOpenOptions, TaskAdapter, encrypt_adapter, inspect_adapter};
 pub use availability::{Availability, UnavailableReason, availability};
-pub use bench::BenchmarkOptions;
+pub use bench::{BenchmarkOptions, SwapBenchmarkOptions};
 pub use config::{Activations, DeviceChoice, EngineConfig, LoadProgress, LoadState, WeightAccess};
 pub use engine::{Engine, MemoryPressure, TrimReport};
 pub use error::EngineError;

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use calora_ffi::{
     AdapterChange, AdapterOpenOptions, Availability, BenchmarkOptions, CachePolicy, DeviceChoice, Engine,
     EngineConfig, EngineError, EngineEvent, GenerationOptions, LoadProgress, LoadState, LogLevel, LogSink,
-    MemoryPressure, ResponseStream, ScaledAdapter, Session, SessionConfig, TaskAdapter, UnavailableReason,
-    availability, encrypt_adapter, inspect_adapter, set_log_level, set_log_sink,
+    MemoryPressure, ResponseStream, ScaledAdapter, Session, SessionConfig, SwapBenchmarkOptions, TaskAdapter,
+    UnavailableReason, availability, encrypt_adapter, inspect_adapter, set_log_level, set_log_sink,
 };
 use pollster::block_on;
 
@@ -535,6 +535,26 @@ fn log_lines_reach_the_app_and_hold_no_prompt() {
     set_log_sink(None);
     assert!(sink.count.load(Ordering::Relaxed) > 0);
     assert!(!sink.lines.lock().unwrap().iter().any(|line| line.contains("piano")));
+}
+
+#[test]
+fn the_benchmark_of_swaps_is_json() {
+    let options = |resident| SwapBenchmarkOptions {
+        folder: root("models/adapters"),
+        resident,
+        prompt_tokens: 32,
+        runs: 1,
+    };
+    let engine = engine();
+    let report: serde_json::Value =
+        serde_json::from_str(&block_on(engine.benchmark_swaps(options(3))).unwrap()).unwrap();
+    assert!(report["tasks"].as_u64() > Some(3) && report["resident_bytes"].as_u64() > Some(0));
+    assert_eq!(report["policies"][1]["exact"], true);
+    let refused = block_on(engine.benchmark_swaps(options(100))).unwrap_err();
+    assert!(
+        matches!(&refused, EngineError::InvalidOption { option, .. } if option == "resident"),
+        "{refused:?}"
+    );
 }
 
 #[test]

@@ -88,4 +88,14 @@ import Testing
         #expect(report.count > 3)
         await #expect(throws: EngineError.self) { try await engine.benchmark(.init(runs: -1)) }
     }
+
+    @Test func benchmarkOfSwapsIsJSON() async throws {
+        let engine = try await Models.engine()
+        let folder = Models.adapters
+        let json = try await engine.benchmarkSwaps(.init(folder: folder, resident: 3, promptTokens: 16, runs: 1))
+        let object = try JSONSerialization.jsonObject(with: Data(json.utf8))
+        let report = try #require(object as? [String: Any])
+        #expect(report["resident"] as? Int == 3)
+        await #expect(throws: EngineError.self) { try await engine.benchmarkSwaps(.init(folder: folder, resident: 100)) }
+    }
 }

@@ -164,6 +164,18 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
     }
 
     /**
+     * Measures what many tasks over one model cost: mapping them, swaps, and the first token after one for each
+     * [CachePolicy]. One JSON object, the same as `calora bench --swap --json` prints; otherwise as [benchmark].
+     *
+     * @throws EngineException.FileNotFound where there is no such folder
+     * @throws EngineException.InvalidOption if the folder holds too few adapters, or another option cannot work
+     * @throws EngineException.Closed after [close]
+     */
+    public suspend fun benchmarkSwaps(options: SwapBenchmarkOptions): String = awaitNative {
+        ffi.benchmarkSwaps(options.toFfi())
+    }
+
+    /**
      * Ends all sessions and frees the device's memory once the pass in progress is over. Returns at once; every later
      * call throws [EngineException.Closed]. Twice is fine.
      */

@@ -1,5 +1,6 @@
 package dev.calora
 
+import java.io.File
 import java.util.concurrent.CopyOnWriteArrayList
 import kotlin.math.abs
 import kotlin.test.Test
@@ -61,6 +62,16 @@ class DiagnosticsTest {
         val none = JSONObject(engine.benchmark(asked.copy(adapters = emptyList())))
         assertTrue(none.isNull("swap_us"))
         thrownBy<EngineException.InvalidOption> { engine.benchmark(asked.copy(promptTokens = 0)) }
+    }
+
+    @Test
+    fun `the benchmark of swaps is one JSON object`() = engineTest { engine ->
+        val asked = SwapBenchmarkOptions(File(models, "adapters"), resident = 3, promptTokens = 16, runs = 1)
+        val report = JSONObject(engine.benchmarkSwaps(asked))
+        assertEquals(3, report.getInt("resident"))
+        assertTrue(report.getInt("tasks") > 3 && report.getLong("resident_bytes") > 0)
+        assertEquals(3, report.getJSONArray("policies").length())
+        thrownBy<EngineException.InvalidOption> { engine.benchmarkSwaps(asked.copy(resident = 100)) }
     }
 
     @Test
