@@ -52,7 +52,7 @@ pub struct SwapReport {
     /// Bytes of branches in all of them.
     pub mapped_bytes: u64,
     /// What opening all of them added to the process's resident memory; null where the system does not tell.
-    pub open_rss_bytes: Option<i64>,
+    pub open_memory_bytes: Option<i64>,
     /// Bytes of branches in the files of those that were resident.
     pub resident_file_bytes: u64,
     /// What they took on the device.
@@ -94,7 +94,7 @@ pub fn measure_swaps(engine: &Engine, bench: &SwapBench, tick: &mut dyn FnMut())
         let reason = "swaps need at least two resident tasks, one run and one token";
         return Err(Error::option("swap benchmark", format!("{bench:?}"), reason));
     }
-    let before = status_bytes("VmRSS:");
+    let before = status_bytes("RssAnon:");
     let (library, open_ms) = timed(|| AdapterLibrary::open(engine, &bench.folder))?;
     let names: Vec<String> = library.entries().into_iter().map(|entry| entry.name).collect();
     if names.len() <= bench.resident {
@@ -103,8 +103,8 @@ pub fn measure_swaps(engine: &Engine, bench: &SwapBench, tick: &mut dyn FnMut())
     }
     let (adapters, bind_ms) =
         timed(|| names.iter().map(|name| library.get(name)).collect::<Result<Vec<_>>>())?;
-    let open_rss_bytes =
-        status_bytes("VmRSS:").zip(before).map(|(after, before)| after as i64 - before as i64);
+    let open_memory_bytes =
+        status_bytes("RssAnon:").zip(before).map(|(after, before)| after as i64 - before as i64);
     let (hot, cold) = adapters.split_at(bench.resident);
     let tails = engine.memory().tails;
     library.preload(&names[..bench.resident])?;
@@ -141,7 +141,7 @@ pub fn measure_swaps(engine: &Engine, bench: &SwapBench, tick: &mut dyn FnMut())
         resident: bench.resident,
         open_ms: open_ms + bind_ms,
         mapped_bytes: bytes(&adapters),
-        open_rss_bytes,
+        open_memory_bytes,
         resident_file_bytes: bytes(hot),
         resident_bytes,
         hot_us: Quantiles::of(&hot_ms.iter().map(|ms| ms * 1e3).collect::<Vec<_>>()),

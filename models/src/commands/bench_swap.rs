@@ -69,11 +69,11 @@ impl SwapArgs {
 fn table(r: &SwapReport) -> Result<()> {
     output::line(format!("{}, {}, {} activations, {}", r.device, r.driver, r.activations, r.scheme))?;
     output::line(format!(
-        "{} tasks mapped         {:>8.1} ms, {} in their files, {} of resident memory",
+        "{} tasks mapped         {:>8.1} ms, {} in their files, {} of memory",
         r.tasks,
         r.open_ms,
         output::bytes(r.mapped_bytes),
-        r.open_rss_bytes.map_or("?".into(), |bytes| output::bytes(bytes.max(0) as u64)),
+        r.open_memory_bytes.map_or("?".into(), |bytes| output::bytes(bytes.max(0) as u64)),
     ))?;
     output::line(format!(
         "{} resident             {:>8} on the device, {} in their files",
