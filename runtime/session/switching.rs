@@ -137,7 +137,8 @@ impl Session {
         Ok(openings.iter().map(|opening| common(opening, tokens)).min().unwrap_or(0))
     }
 
-    /// Puts the instructions' keys and values aside, once they are computed, for every session that begins with them. What could not be kept is computed again: no reason to fail.
+    /// Puts the instructions' keys and values aside, once they are computed, for every session that begins with them. What
+    /// could not be kept is computed again: no reason to fail.
     pub(super) fn put_instructions_aside(&mut self, tokens: &[u32]) {
         let len = self.stable(tokens);
         let kept = len.and_then(|len| self.cache.put_aside(&self.shared, self.adapters.as_ref(), len));
