@@ -216,10 +216,13 @@ impl Engine {
         options: &AdapterOptions,
     ) -> Result<BoundAdapter> {
         let (bound, _) = self.bind_adapter(&TaskAdapter::open_with(path, options)?)?;
-        if options.canary {
-            self.check_canary(&bound)?.require()?;
-        }
+        self.prove(&bound, options)?;
         Ok(bound)
+    }
+
+    /// What an adapter touches in this model.
+    pub fn coverage(&self, adapter: &TaskAdapter) -> Result<Coverage> {
+        Ok(adapter.bind(self.recipe(), &self.ids_for(adapter)?)?.1)
     }
 
     /// Binds an opened adapter to this model, with a report of what it touches.

@@ -1,22 +1,24 @@
 //! Sessions on a device that checks every position: reuse, cancelling, streaming, stopping.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
+#[path = "session/adapters.rs"]
+mod adapters;
 mod common;
 #[path = "session/device.rs"]
 mod device;
+#[path = "session/ending.rs"]
+mod ending;
 
 use std::sync::{Arc, Mutex};
 
 use calora::Error;
-use calora::adapter::BranchKind;
 use calora::device::Want;
-use calora::engine::{BoundAdapter, Engine};
+use calora::engine::Engine;
 use calora::session::{
     CancelHandle, FinishReason, GenerationOptions, Response, ResponseChunk, Session, SessionOptions,
 };
 use calora::text::Role;
-use calora::weights::DType;
-use device::{MAX_TOKENS, Setup, State, VOCAB, device_error, engine, ids};
+use device::{MAX_TOKENS, Setup, State, VOCAB, adapter, device_error, engine, ids};
 
 fn tokens(n: usize) -> GenerationOptions {
     GenerationOptions { max_tokens: Some(n), ..GenerationOptions::default() }
@@ -24,15 +26,6 @@ fn tokens(n: usize) -> GenerationOptions {
 
 fn session(engine: &Engine) -> Session {
     engine.session(SessionOptions::default()).unwrap()
-}
-
-/// A non-zero adapter of one branch.
-fn adapter(engine: &Engine, seed: u64) -> BoundAdapter {
-    let mut rng = common::Random(seed);
-    let mut tail = calora::adapter::Tail { branches: vec![Vec::new(); engine.recipe().linears.len()] };
-    let shape = engine.recipe().linear_shape(calora::arch::LinearId(0));
-    tail.branches[0].push(common::random_branch(&mut rng, BranchKind::Lora, shape, 2, DType::F32, 1.0));
-    engine.adapter(format!("task {seed}"), tail)
 }
 
 fn respond(session: &mut Session, prompt: &str, options: &GenerationOptions) -> Response {
@@ -216,97 +209,6 @@ fn errors_and_drops_roll_back() {
 }
 
 #[test]
-fn characters_are_never_split() {
-    let (engine, state) = engine(Setup::default());
-    let text = "x👩‍👩‍👧é 한y";
-    state.lock().unwrap().say(3, &[ids(text), vec![device::EOS]].concat());
-    let chunks = all(&mut session(&engine), "a", &GenerationOptions::default());
-    let pieces: Vec<&str> = chunks.iter().map(|c| c.text.as_str()).collect();
-    assert_eq!(pieces, ["x", "👩", "\u{200d}", "👩", "\u{200d}", "👧", "é", " ", "한", "y", ""]);
-    assert_eq!(chunks.last().unwrap().finish_reason, Some(FinishReason::EndOfTurn));
-    assert_eq!(chunks.last().unwrap().usage.unwrap().output_tokens, ids(text).len());
-    // Cut in the middle of a character, the rest is one replacement character in the last chunk.
-    let cut = all(&mut session(&engine), "a", &tokens(3));
-    assert_eq!(cut.iter().map(|c| c.text.as_str()).collect::<Vec<_>>(), ["x", "\u{FFFD}"]);
-}
-
-#[test]
-fn stop_texts_span_tokens_and_never_leak() {
-    let (engine, state) = engine(Setup::default());
-    state.lock().unwrap().say(3, &ids("one end two\n\nthree"));
-    let stop = |stops: &[&str]| GenerationOptions {
-        stop: stops.iter().map(|s| s.to_string()).collect(),
-        max_tokens: Some(18),
-        ..GenerationOptions::default()
-    };
-    let run = |options: &GenerationOptions| {
-        let chunks = all(&mut session(&engine), "a", options);
-        let text: String = chunks.iter().map(|c| c.text.as_str()).collect();
-        (
-            text,
-            chunks.last().unwrap().finish_reason.unwrap(),
-            chunks.last().unwrap().usage.unwrap().output_tokens,
-        )
-    };
-    assert_eq!(run(&stop(&["\n\n"])), ("one end two".into(), FinishReason::StopSequence, 13));
-    assert_eq!(run(&stop(&["endless", "two\n"])), ("one end ".into(), FinishReason::StopSequence, 12));
-    assert_eq!(
-        run(&stop(&["never", "threes"])),
-        ("one end two\n\nthree".into(), FinishReason::MaxTokens, 18)
-    );
-    assert_eq!(run(&stop(&["o"])), (String::new(), FinishReason::StopSequence, 1));
-    // The transcript has the answer as it was given out.
-    let mut session = session(&engine);
-    respond(&mut session, "a", &stop(&["end"]));
-    assert_eq!(session.messages()[1].content, "one ");
-}
-
-#[test]
-fn end_of_turn_comes_from_the_model_and_can_be_ignored() {
-    let (engine, state) = engine(Setup {
-        generation_config: serde_json::json!({"eos_token_id": [290, 291]}),
-        ..Setup::default()
-    });
-    assert_eq!(engine.model_info().end_of_turn, [device::EOS, 290, 291]);
-    for end in [device::EOS, 290, 291] {
-        state.lock().unwrap().say(3, &[ids("hi"), vec![end], ids("more")].concat());
-        let response = respond(&mut session(&engine), "a", &GenerationOptions::default());
-        assert_eq!((response.text.as_str(), response.finish_reason), ("hi", FinishReason::EndOfTurn));
-        assert_eq!(response.tokens, ids("hi"));
-    }
-    let options = GenerationOptions { ignore_end_of_turn: true, ..tokens(7) };
-    assert_eq!(respond(&mut session(&engine), "a", &options).tokens.len(), 7);
-    // At once: an empty answer is an answer.
-    state.lock().unwrap().say(3, &[device::EOS]);
-    let chunks = all(&mut session(&engine), "a", &GenerationOptions::default());
-    assert_eq!((chunks.len(), chunks[0].text.as_str()), (1, ""));
-    assert_eq!(chunks[0].usage.unwrap().output_tokens, 0);
-}
-
-#[test]
-fn a_full_context_ends_the_response() {
-    let (engine, state) = engine(Setup { context_size: 20, ..Setup::default() });
-    let mut full = session(&engine);
-    let response = respond(&mut full, "abcdefgh", &GenerationOptions::default());
-    // Ten prompt tokens, ten more positions, and one token that needs no position.
-    assert_eq!((response.finish_reason, response.tokens.len()), (FinishReason::ContextFull, 11));
-    assert!(matches!(
-        full.respond("more", &tokens(1)),
-        Err(Error::ContextFull { needed: 26, available: 20 })
-    ));
-    // A prompt that fills the context still has one answer token.
-    let prompt: Vec<u32> = (0..20).map(|i| 260 + i).collect();
-    let mut session = session(&engine);
-    let response = session.respond_to_tokens(&prompt, &tokens(5)).unwrap().collect().unwrap();
-    assert_eq!((response.finish_reason, response.tokens.len()), (FinishReason::ContextFull, 1));
-    assert!(matches!(
-        session.respond_to_tokens(&[prompt, vec![260]].concat(), &tokens(1)),
-        Err(Error::ContextFull { needed: 21, available: 20 })
-    ));
-    assert!(state.lock().unwrap().passes > 0);
-}
-
-#[test]
 fn impossible_requests_are_typed_errors() {
     let (engine, state) = engine(Setup::default());
     let mut session = session(&engine);
@@ -341,120 +243,6 @@ fn without_a_tokenizer_tokens_still_go_in_and_out() {
         assert_eq!(stream.output().len(), pulls);
     }
     assert_eq!(pulls, 4);
-}
-
-#[test]
-fn switching_adapters_computes_the_transcript_anew() {
-    let (engine, _) = engine(Setup::default());
-    let (a, b) = (adapter(&engine, 1), adapter(&engine, 2));
-    let run = |session: &mut Session, prompt: &[u32]| {
-        session.respond_to_tokens(prompt, &tokens(8)).unwrap().collect().unwrap()
-    };
-    let mut never = session(&engine);
-    respond(&mut never, "once upon", &tokens(8));
-    let transcript = never.tokens().to_vec();
-    let prompt = [transcript.clone(), ids("go on")].concat();
-    let base = run(&mut never, &prompt);
-    let mut answers = vec![base.tokens.clone()];
-    for list in [vec![(a.clone(), 1.0)], vec![(a.clone(), 0.5)], vec![(a.clone(), 1.0), (b.clone(), 1.0)]] {
-        let mut session = session(&engine);
-        respond(&mut session, "once upon", &tokens(8));
-        session.switch_to(&list).unwrap();
-        assert_eq!(session.tokens(), transcript, "the transcript stays");
-        assert_eq!(session.adapters().unwrap().adapters().len(), list.len());
-        let attached = run(&mut session, &prompt);
-        assert_eq!(attached.usage.cached_tokens, 0, "nothing of another adapter's cache is used");
-        let options = SessionOptions { adapters: list, ..SessionOptions::default() };
-        let mut fresh = engine.session(options).unwrap();
-        assert_eq!(
-            attached.tokens,
-            run(&mut fresh, &prompt).tokens,
-            "as if it had been attached from the start"
-        );
-        answers.push(attached.tokens);
-        session.switch_to(&[]).unwrap();
-        let detached = run(&mut session, &prompt);
-        assert_eq!(
-            (detached.tokens, detached.usage.cached_tokens),
-            (base.tokens.clone(), 0),
-            "never attached"
-        );
-    }
-    for (i, answer) in answers.iter().enumerate() {
-        assert!(answers[i + 1..].iter().all(|other| other != answer), "every list has its own answer");
-    }
-    // There and back without computing between: the cache is still the right one.
-    let held = never.cached_tokens();
-    never.switch_to(&[(a, 1.0)]).unwrap();
-    assert_eq!(never.cached_tokens(), 0);
-    never.switch_to(&[]).unwrap();
-    assert_eq!(never.cached_tokens(), held);
-}
-
-#[test]
-fn equal_lists_share_one_resident_tail_and_everything_is_freed() {
-    let (engine, state) = engine(Setup::default());
-    let a = adapter(&engine, 1);
-    let list = [(a.clone(), 1.0)];
-    let kept = engine.resident(&list).unwrap();
-    let with =
-        || engine.session(SessionOptions { adapters: list.to_vec(), ..SessionOptions::default() }).unwrap();
-    let (one, mut two) = (with(), with());
-    assert_eq!((engine.memory().tails, engine.memory().caches), (1, 2));
-    two.switch_to(&[(a, 0.5)]).unwrap();
-    assert_eq!(engine.memory().tails, 2);
-    drop(kept);
-    assert_eq!(engine.memory().tails, 2, "a session holds it");
-    drop(one);
-    assert_eq!((engine.memory().tails, engine.memory().caches), (1, 1));
-    two.switch_to(&[]).unwrap();
-    drop(two);
-    assert_eq!((engine.memory().tails, engine.memory().caches), (0, 0));
-    let kept = engine.resident(&list).unwrap();
-    drop(engine);
-    assert_eq!(state.lock().unwrap().tails.len(), 1, "a resident adapter keeps the engine alive");
-    drop(kept);
-    assert_eq!(state.lock().unwrap().tails.len(), 0);
-}
-
-#[test]
-fn sessions_interleave_token_by_token() {
-    let (engine, _) = engine(Setup::default());
-    let a = adapter(&engine, 4);
-    let with = |adapters: Vec<(BoundAdapter, f32)>| {
-        engine.session(SessionOptions { adapters, ..SessionOptions::default() }).unwrap()
-    };
-    let alone = |adapters, prompt| {
-        let mut session = with(adapters);
-        respond(&mut session, prompt, &tokens(12)).tokens
-    };
-    let expected = [alone(vec![], "the first one"), alone(vec![(a.clone(), 1.0)], "the second")];
-    let (mut first, mut second) = (with(vec![]), with(vec![(a, 1.0)]));
-    let options = tokens(12);
-    let mut streams =
-        [first.respond("the first one", &options).unwrap(), second.respond("the second", &options).unwrap()];
-    let mut live = true;
-    while live {
-        live = false;
-        for stream in &mut streams {
-            live |= stream.next().unwrap().is_some();
-        }
-    }
-    assert_eq!(streams.each_ref().map(|s| s.output().to_vec()), expected);
-    drop(streams);
-    // And from threads of their own.
-    let results = std::thread::scope(|scope| {
-        let run = |session: Session, prompt: &'static str| {
-            scope.spawn(move || {
-                let mut session = session;
-                session.reset();
-                respond(&mut session, prompt, &tokens(12)).tokens
-            })
-        };
-        let handles = [run(first, "the first one"), run(second, "the second")];
-        handles.map(|handle| handle.join().unwrap())
-    });
-    assert_eq!(results, expected);
 }
 
 #[test]

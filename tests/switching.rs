@@ -9,11 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use calora::Error;
-use calora::adapter::BranchKind;
 use calora::engine::{BoundAdapter, DeviceChoice, Engine, EngineOptions};
 use calora::session::{CachePolicy, GenerationOptions, Response, Session, SessionOptions, SwitchReport};
-use calora::weights::DType;
-use device::{Setup, State, engine};
+use device::{Setup, State, adapter, engine};
 
 const FIRST: &str = "tell me of the sea and of the wind";
 const SECOND: &str = "and now of the hills";
@@ -26,14 +24,6 @@ fn roomy() -> (Engine, Arc<Mutex<State>>) {
 
 fn options() -> GenerationOptions {
     GenerationOptions { max_tokens: Some(12), ..GenerationOptions::default() }
-}
-
-fn adapter(engine: &Engine, seed: u64) -> BoundAdapter {
-    let mut rng = common::Random(seed);
-    let mut tail = calora::adapter::Tail { branches: vec![Vec::new(); engine.recipe().linears.len()] };
-    let shape = engine.recipe().linear_shape(calora::arch::LinearId(0));
-    tail.branches[0].push(common::random_branch(&mut rng, BranchKind::Lora, shape, 2, DType::F32, 1.0));
-    engine.adapter(format!("task {seed}"), tail)
 }
 
 fn session(engine: &Engine, adapters: &[(BoundAdapter, f32)], instructions: Option<&str>) -> Session {

@@ -136,24 +136,21 @@ impl TaskAdapter {
         options: &AdapterOptions,
     ) -> Result<Self> {
         let adapter = calora::adapter::TaskAdapter::open_with(path, options)?;
-        let bound = engine.fit_adapter(&adapter)?;
-        if options.canary {
-            engine.check_canary(&bound)?.require()?;
-        }
-        Self::new(engine, &adapter, bound)
+        let (bound, coverage) = engine.bind_adapter(&adapter)?;
+        engine.prove(&bound, options)?;
+        Ok(Self::new(&adapter, bound, &coverage))
     }
 
     pub(crate) fn new(
-        engine: &calora::engine::Engine,
         adapter: &calora::adapter::TaskAdapter,
         bound: BoundAdapter,
-    ) -> Result<Self> {
-        let (_, coverage) = engine.bind_adapter(adapter)?;
-        Ok(Self {
+        coverage: &calora::adapter::Coverage,
+    ) -> Self {
+        Self {
             info: AdapterInfo::of(adapter),
             coverage: coverage.to_string(),
             bound: Mutex::new(Some(bound)),
-        })
+        }
     }
 
     pub(crate) fn bound(&self) -> Result<BoundAdapter> {

@@ -138,7 +138,8 @@ impl AdapterLibrary {
     pub async fn open(&self, name: String) -> Result<Arc<TaskAdapter>> {
         self.run(move |library| {
             let (bound, adapter) = library.open_adapter(&name)?;
-            Ok(Arc::new(TaskAdapter::new(library.engine(), &adapter, bound)?))
+            let coverage = library.engine().coverage(&adapter)?;
+            Ok(Arc::new(TaskAdapter::new(&adapter, bound, &coverage)))
         })
         .await
     }

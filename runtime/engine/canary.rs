@@ -1,6 +1,7 @@
 //! Probes of adapters on the engine's own device: proof that an attached adapter acts.
 
 use super::Engine;
+use crate::adapter::AdapterOptions;
 use crate::adapter::canary::{Canary, CanaryReport, LONGEST_PROMPT};
 use crate::device::Activations;
 use crate::error::{Error, Result};
@@ -26,6 +27,11 @@ impl Engine {
         let prompt: Vec<u32> = recorded.map_or_else(own, |canary| canary.prompt.clone());
         let (without, with) = self.probe(adapter, &prompt)?;
         Ok(CanaryReport::judge(adapter.name(), recorded, &self.info.scheme, (&without, &with)))
+    }
+
+    /// Refuses an adapter that does not act as it should, where the options ask for that.
+    pub fn prove(&self, adapter: &BoundAdapter, options: &AdapterOptions) -> Result<()> {
+        if options.canary { self.check_canary(adapter)?.require() } else { Ok(()) }
     }
 
     /// Records what an adapter does after a prompt of 1 to 64 tokens, to be stored in its file by

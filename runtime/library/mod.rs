@@ -77,9 +77,7 @@ impl Slot {
             None => self.adapter.insert(Arc::new(TaskAdapter::open_with(&self.path, options)?)),
         };
         let bound = engine.fit_adapter(adapter)?;
-        if options.canary {
-            engine.check_canary(&bound)?.require()?;
-        }
+        engine.prove(&bound, options)?;
         Ok(bound)
     }
 }

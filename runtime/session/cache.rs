@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::prefixes::{Prefix, WORTHWHILE};
 use super::residency::Residency;
-use super::resident::{AdapterList, CacheHandle, ResidentAdapter, list};
+use super::resident::{AdapterList, CacheHandle, ResidentAdapter, is, list};
 use super::seat::Placed;
 use super::shared::Shared;
 use crate::device::{Answer, CacheId, Forward, Want};
@@ -76,9 +76,8 @@ impl Cache {
 
     /// The end of what these adapters computed from `start` on.
     fn until(&self, start: usize, adapters: Option<&ResidentAdapter>) -> usize {
-        let list = list(adapters);
-        let behind = self.passes.iter().filter(|pass| pass.end > start);
-        behind.take_while(|pass| pass.adapters == list).last().map_or(start, |pass| pass.end)
+        let behind = &self.passes[self.passes.partition_point(|pass| pass.end <= start)..];
+        behind.iter().take_while(|pass| is(&pass.adapters, adapters)).last().map_or(start, |pass| pass.end)
     }
 
     /// From now on the first `len` tokens count whatever computed them, and no others do.
@@ -148,14 +147,13 @@ impl Cache {
         let tokens = &self.tokens[..len.min(self.exact(adapters)).min(self.held)];
         let (key, size) = (&list(adapters).key, (tokens.len() * shared.position_bytes) as u64);
         let Some(handle) = self.handle.as_ref().filter(|handle| handle.is_current()) else { return Ok(None) };
-        let known = || shared.prefixes.holds(key, tokens);
-        if tokens.len() < WORTHWHILE || !shared.prefixes.takes(size) || known() {
+        if tokens.len() < WORTHWHILE || !shared.prefixes.takes(size) || shared.prefixes.holds(key, tokens) {
             return Ok(None);
         }
         let Placed { id, epoch } = handle.placed();
         let bytes = shared.call(epoch, |device| device.read_cache(id, tokens.len()))?;
-        let prefix = |bytes| Prefix { adapters: key.clone(), tokens: tokens.to_vec(), bytes };
-        Ok(bytes.and_then(|bytes| shared.prefixes.put(prefix(bytes))))
+        let Some(bytes) = bytes else { return Ok(None) };
+        Ok(shared.prefixes.put(Prefix { adapters: key.clone(), tokens: tokens.to_vec(), bytes }))
     }
 
     /// Computes the next chunk of `tokens`, of which the cache holds the beginning.
@@ -209,7 +207,9 @@ impl Cache {
         }
         let answer = pass(shared, cache, (tokens, self.tokens.len()), adapters, want)?;
         if answer.is_some() {
-            self.append(tokens, list(adapters));
+            let last = self.passes.last().map(|pass| pass.adapters.clone());
+            let list = last.filter(|last| is(last, adapters)).unwrap_or_else(|| list(adapters));
+            self.append(tokens, list);
             self.held = self.tokens.len();
         }
         Ok(answer)

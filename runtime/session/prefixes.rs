@@ -15,7 +15,7 @@ use crate::device::DeviceInfo;
 /// Bytes of put-aside beginnings, unless told otherwise.
 pub(crate) const DEFAULT_BUDGET: u64 = 32 << 20;
 
-/// Fewer tokens than this are computed again as fast as they are copied.
+/// Fewer tokens than this are not worth a copy.
 pub(crate) const WORTHWHILE: usize = 16;
 
 /// One beginning.

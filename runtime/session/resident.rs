@@ -36,6 +36,11 @@ impl PartialEq for AdapterList {
     }
 }
 
+/// Whether a list is of what is attached.
+pub(super) fn is(list: &AdapterList, adapters: Option<&ResidentAdapter>) -> bool {
+    adapters.map_or(list.key.is_empty(), |resident| *resident.0.list == *list)
+}
+
 /// The list of what is attached; an empty one for nothing.
 pub(super) fn list(adapters: Option<&ResidentAdapter>) -> Arc<AdapterList> {
     adapters.map(|resident| resident.0.list.clone()).unwrap_or_default()

@@ -3,7 +3,7 @@
 use super::Session;
 use super::cache::common;
 use super::prefixes::WORTHWHILE;
-use super::resident::{BoundAdapter, list};
+use super::resident::{BoundAdapter, is, list};
 use crate::error::Result;
 
 /// What becomes of a conversation's keys and values when a session goes on with other adapters.
@@ -71,8 +71,7 @@ impl Session {
         };
         let put_aside_bytes = put_aside.map_or(0, |prefix| prefix.bytes.len() as u64);
         let old = std::mem::replace(&mut self.adapters, adapters);
-        let report = self.take_over(policy);
-        match report {
+        match self.take_over(policy) {
             Ok(report) => Ok(SwitchReport { put_aside_bytes, ..report }),
             Err(e) => {
                 self.adapters = old;
@@ -125,13 +124,12 @@ impl Session {
         if self.instructions().is_none_or(str::is_empty) {
             return Ok(0);
         }
-        let list = list(self.adapters.as_ref());
         let openings = match &self.openings {
-            Some((of, openings)) if *of == list => openings,
+            Some((of, openings)) if is(of, self.adapters.as_ref()) => openings,
             _ => {
                 // Two conversations that differ from the first letter on.
                 let openings = [self.opening_tokens("a", true)?, self.opening_tokens("b", true)?];
-                &self.openings.insert((list, openings)).1
+                &self.openings.insert((list(self.adapters.as_ref()), openings)).1
             }
         };
         Ok(openings.iter().map(|opening| common(opening, tokens)).min().unwrap_or(0))

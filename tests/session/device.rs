@@ -6,10 +6,11 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use calora::adapter::Tail;
+use calora::adapter::{BranchKind, Tail};
 use calora::device::*;
-use calora::engine::{Engine, EngineParts};
+use calora::engine::{BoundAdapter, Engine, EngineParts};
 use calora::text::{ChatTemplate, Tokenizer, TokenizerConfig};
+use calora::weights::DType;
 use calora::{Error, Result};
 
 pub const VOCAB: usize = 300;
@@ -317,4 +318,20 @@ pub fn engine(setup: Setup) -> (Engine, Arc<Mutex<State>>) {
 /// Cancels and errors are told apart by tests.
 pub fn device_error() -> Error {
     Error::DeviceLost { reason: "the test says so".into() }
+}
+
+/// A non-zero adapter of one branch.
+pub fn adapter(engine: &Engine, seed: u64) -> BoundAdapter {
+    let mut rng = crate::common::Random(seed);
+    let mut tail = calora::adapter::Tail { branches: vec![Vec::new(); engine.recipe().linears.len()] };
+    let shape = engine.recipe().linear_shape(calora::arch::LinearId(0));
+    tail.branches[0].push(crate::common::random_branch(
+        &mut rng,
+        BranchKind::Lora,
+        shape,
+        2,
+        DType::F32,
+        1.0,
+    ));
+    engine.adapter(format!("task {seed}"), tail)
 }

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use calora::adapter::{BranchStorage, TaskAdapter};
 use calora::weights::ModelFolder;
 use calora_models::pack::{PackOptions, TaskDescription, pack_bytes};
 use zeroize::Zeroizing;
 
-use super::protect::ProtectArgs;
+use super::protect::{ProtectArgs, refuse_overwriting};
 use crate::output;
 
 /// Packs PEFT folders into one task file that is bound to its base.
@@ -40,9 +40,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if args.out.exists() && !args.force {
-        bail!("{} exists; name another file or say --force", args.out.display());
-    }
+    refuse_overwriting(&args.out, args.force)?;
     let folder = ModelFolder::open(&args.base)?;
     let recipe = calora::arch::recipe(folder.config(), folder.config_path())?;
     let adapters = args.adapters.iter().map(TaskAdapter::open).collect::<Result<Vec<_>, _>>()?;

@@ -30,6 +30,14 @@ pub(crate) struct ProtectArgs {
     canary: Option<Option<String>>,
 }
 
+/// A file that exists is overwritten only on request.
+pub(crate) fn refuse_overwriting(out: &Path, force: bool) -> Result<()> {
+    if out.exists() && !force {
+        bail!("{} exists; name another file or say --force", out.display());
+    }
+    Ok(())
+}
+
 impl ProtectArgs {
     /// Protects a task file in memory and writes it: nothing unencrypted touches the disk. The canary is recorded on
     /// `base`, on the CPU in float32, after its own text, `example`, or a sentence.
@@ -93,9 +101,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if args.out.exists() && !args.force {
-        bail!("{} exists; name another file or say --force", args.out.display());
-    }
+    refuse_overwriting(&args.out, args.force)?;
     if args.task.is_dir() {
         bail!("{} is a folder; `calora pack` makes a task file of it", args.task.display());
     }

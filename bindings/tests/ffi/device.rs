@@ -1,0 +1,104 @@
+//! The device: lost, watched, trimmed, measured.
+
+use super::*;
+
+#[test]
+fn trimming_frees_what_is_idle_and_changes_no_answer() {
+    let engine = engine();
+    let intent = adapter(&engine, "intent");
+    block_on(engine.preload(adapter(&engine, "spam"))).unwrap();
+    let session = session(&engine, with(&intent));
+    let first = ask(&session, COMMAND);
+    let before = block_on(engine.memory()).unwrap();
+    let moderate = block_on(engine.trim(MemoryPressure::Moderate)).unwrap();
+    assert_eq!((moderate.evicted_adapters, moderate.dropped_caches), (1, 0));
+    assert!(moderate.freed_bytes > 0);
+    let critical = block_on(engine.trim(MemoryPressure::Critical)).unwrap();
+    assert_eq!(critical.dropped_caches, 1);
+    let after = block_on(engine.memory()).unwrap();
+    assert_eq!(after.cache_bytes, 0);
+    assert!(after.adapter_bytes > 0 && after.adapter_bytes < before.adapter_bytes, "the one in use stays");
+    block_on(session.reset()).unwrap();
+    assert_eq!(ask(&session, COMMAND), first);
+}
+
+#[test]
+fn the_benchmark_of_swaps_is_json() {
+    let options = |resident| SwapBenchmarkOptions {
+        folder: root("models/adapters"),
+        resident,
+        prompt_tokens: 32,
+        runs: 1,
+    };
+    let engine = engine();
+    let report: serde_json::Value =
+        serde_json::from_str(&block_on(engine.benchmark_swaps(options(3))).unwrap()).unwrap();
+    assert!(report["tasks"].as_u64() > Some(3) && report["resident_bytes"].as_u64() > Some(0));
+    assert_eq!(report["policies"][1]["exact"], true);
+    let refused = block_on(engine.benchmark_swaps(options(100))).unwrap_err();
+    assert!(
+        matches!(&refused, EngineError::InvalidOption { option, .. } if option == "resident"),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn the_benchmark_is_json() {
+    let options = BenchmarkOptions {
+        adapters: vec![root("models/adapters/spam")],
+        prompt_tokens: 16,
+        output_tokens: 4,
+        runs: 1,
+    };
+    let json: serde_json::Value =
+        serde_json::from_str(&block_on(engine().benchmark(options)).unwrap()).unwrap();
+    assert!(json["decode_tokens_per_second"].as_f64().unwrap() > 0.0);
+    assert!(json["swap_us"]["hot"]["p50"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn a_device_lost_while_the_app_is_in_the_background_comes_back() {
+    let engine = engine();
+    let session = session(&engine, with(&adapter(&engine, "intent")));
+    let whole = text(&session.complete(STORY.into(), at_most(40)).unwrap());
+    let events = engine.events();
+    let stream = session.complete(STORY.into(), at_most(40)).unwrap();
+    let mut got = block_on(stream.next()).unwrap().unwrap().text;
+    block_on(engine.pause()).unwrap();
+    engine.simulate_device_loss().unwrap();
+    engine.resume().unwrap();
+    got += &text(&stream);
+    assert_eq!(got, whole);
+    // And between two responses.
+    engine.simulate_device_loss().unwrap();
+    assert_eq!(block_on(engine.memory()).unwrap().weight_bytes, 0);
+    assert_eq!(text(&session.complete(STORY.into(), at_most(40)).unwrap()), whole);
+    assert!(block_on(engine.memory()).unwrap().weight_bytes > 0);
+    for _ in 0..2 {
+        let lost = EngineEvent::DeviceLost { reason: "simulated".into() };
+        assert_eq!(block_on(events.next()), Some(lost));
+        let rebuilt = block_on(events.next());
+        assert!(
+            matches!(&rebuilt, Some(EngineEvent::DeviceRebuilt { device, seconds })
+                if *device == engine.device_info().name && *seconds > 0.0),
+            "{rebuilt:?}"
+        );
+    }
+}
+
+#[test]
+fn streams_of_events_end_with_their_reader_or_their_engine() {
+    let engine = engine();
+    let (left, closed) = (engine.events(), engine.events());
+    let waiting = {
+        let left = left.clone();
+        std::thread::spawn(move || block_on(left.next()))
+    };
+    left.cancel();
+    assert_eq!(waiting.join().unwrap(), None);
+    engine.simulate_device_loss().unwrap();
+    engine.close();
+    assert!(matches!(block_on(closed.next()), Some(EngineEvent::DeviceLost { .. })), "told before it closed");
+    assert_eq!((block_on(closed.next()), block_on(engine.events().next())), (None, None));
+    assert!(matches!(engine.simulate_device_loss(), Err(EngineError::Closed { .. })));
+}

@@ -1,0 +1,137 @@
+//! Responses: pulled, cancelled, paused, several at once.
+
+use super::*;
+
+/// Tokens computed so far, once the engine thread has come to rest.
+fn settled(engine: &Engine) -> u64 {
+    let mut before = engine.statistics().unwrap().tokens;
+    loop {
+        std::thread::sleep(Duration::from_millis(80));
+        let now = engine.statistics().unwrap().tokens;
+        if now == before {
+            return now;
+        }
+        before = now;
+    }
+}
+
+#[test]
+fn cancelling_stops_within_one_pass_and_leaves_the_session_as_it_was() {
+    let engine = engine();
+    let session = session(&engine, vec![]);
+    ask(&session, COMMAND);
+    let (messages, tokens) = (session.messages(), session.token_count());
+    let stream = session.complete(STORY.into(), at_most(200)).unwrap();
+    block_on(stream.next()).unwrap().unwrap();
+    let before = engine.statistics().unwrap().tokens;
+    stream.cancel();
+    assert_eq!(block_on(stream.next()), Err(EngineError::Cancelled));
+    let after = settled(&engine);
+    assert!(after - before <= 5, "{} tokens were computed after cancelling", after - before);
+    assert!(after < 200);
+    assert_eq!((session.messages(), session.token_count()), (messages, tokens));
+    // At once free for the next request, which gives what a fresh session gives.
+    let again = text(&session.complete(STORY.into(), at_most(12)).unwrap());
+    let fresh = block_on(engine.session(SessionConfig::default())).unwrap();
+    assert_eq!(again, text(&fresh.complete(STORY.into(), at_most(12)).unwrap()));
+}
+
+#[test]
+fn a_dropped_stream_and_one_that_nobody_reads_stop_too() {
+    let engine = engine();
+    let session = session(&engine, vec![]);
+    let stream = session.complete(STORY.into(), at_most(200)).unwrap();
+    block_on(stream.next()).unwrap();
+    let ahead = settled(&engine);
+    // The prompt, and a queue of four chunks, whose texts may take several tokens.
+    assert!(ahead < 100, "a reader that does not read must not be served without end: {ahead}");
+    drop(stream);
+    let dropped = settled(&engine);
+    assert_eq!(dropped, ahead);
+    assert!(!session.is_responding());
+}
+
+#[test]
+fn a_cancel_wakes_a_pull_that_waits() {
+    let engine = engine();
+    let session = session(&engine, vec![]);
+    block_on(engine.pause()).unwrap();
+    let stream = session.respond(COMMAND.into(), at_most(8)).unwrap();
+    let waiting = {
+        let stream = stream.clone();
+        std::thread::spawn(move || block_on(stream.next()))
+    };
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!waiting.is_finished(), "a paused engine computes nothing");
+    stream.cancel();
+    assert_eq!(waiting.join().unwrap(), Err(EngineError::Cancelled));
+    engine.resume().unwrap();
+    assert!(!ask(&session, COMMAND).is_empty());
+}
+
+#[test]
+fn a_pause_holds_the_device_and_a_resume_goes_on_with_the_same_text() {
+    let engine = engine();
+    let session = session(&engine, vec![]);
+    let whole = text(&session.complete(STORY.into(), at_most(40)).unwrap());
+    let stream = session.complete(STORY.into(), at_most(40)).unwrap();
+    let mut got = block_on(stream.next()).unwrap().unwrap().text;
+    block_on(engine.pause()).unwrap();
+    let held = engine.statistics().unwrap();
+    std::thread::sleep(Duration::from_millis(150));
+    assert_eq!(engine.statistics().unwrap(), held);
+    engine.resume().unwrap();
+    got += &text(&stream);
+    assert_eq!(got, whole);
+}
+
+#[test]
+fn several_sessions_advance_in_turn_and_each_as_if_alone() {
+    let engine = engine();
+    let tasks =
+        [("intent", COMMAND), ("spam", MESSAGE), ("clean-question", "Who wrote no who sang the song?")];
+    let alone: Vec<String> =
+        tasks.iter().map(|(n, p)| ask(&session(&engine, with(&adapter(&engine, n))), p)).collect();
+    let streams: Vec<_> = (0..9)
+        .map(|i| {
+            let (name, prompt) = tasks[i % 3];
+            let session = session(&engine, with(&adapter(&engine, name)));
+            let stream = session.respond(prompt.into(), at_most(24)).unwrap();
+            (session, stream)
+        })
+        .collect();
+    let readers: Vec<_> = streams
+        .iter()
+        .map(|(_, stream)| {
+            let stream = stream.clone();
+            std::thread::spawn(move || text(&stream))
+        })
+        .collect();
+    for (i, reader) in readers.into_iter().enumerate() {
+        assert_eq!(reader.join().unwrap(), alone[i % 3]);
+    }
+    // In turn: a short answer does not wait for a long one that was asked for earlier.
+    let (long, short) = (session(&engine, vec![]), session(&engine, with(&adapter(&engine, "spam"))));
+    let slow = long.complete(STORY.into(), at_most(180)).unwrap();
+    let slow = std::thread::spawn(move || {
+        text(&slow);
+        Instant::now()
+    });
+    std::thread::sleep(Duration::from_millis(20));
+    ask(&short, MESSAGE);
+    let done = Instant::now();
+    assert!(slow.join().unwrap() > done);
+}
+
+#[test]
+fn one_response_at_a_time() {
+    let engine = engine();
+    let session = session(&engine, vec![]);
+    let stream = session.respond(COMMAND.into(), at_most(8)).unwrap();
+    assert_eq!(session.respond(COMMAND.into(), at_most(8)).err(), Some(EngineError::Busy));
+    assert_eq!(block_on(session.switch_to(vec![], CachePolicy::Recompute)), Err(EngineError::Busy));
+    assert_eq!(block_on(session.prewarm("a".into())), Err(EngineError::Busy));
+    text(&stream);
+    assert!(!session.is_responding());
+    ask(&session, COMMAND);
+}
