@@ -1,8 +1,8 @@
-"""A LoRA step of `calora lora` against PyTorch + peft: time and peak memory, on the CPU, in one run, alternating.
+"""A LoRA step of `calora lora` against PyTorch + peft: time and peak memory in one run, alternating.
 
-    python tests/bench/train_speed.py CALORA_BIN [--rounds 3] [--steps 12] [--json FILE]
+    python tests/bench/train_speed.py CALORA_BIN [--rounds 3] [--steps 12] [--device cpu] [--json FILE]
 
-CALORA_BIN is built with --features train. Both train rank 8 on all seven linears in float32 with AdamW and clipping, on
+CALORA_BIN is built with --features train, or train-gpu for --device gpu (PyTorch then computes on CUDA). Both train rank 8 on all seven linears in float32 with AdamW and clipping, on
 the same batches of 16 windows of 64 tokens, each in a process of its own. Models: models/base (5.8 M parameters) and a
 random one of 32 M. Times are medians over steps, the first two left out, then over rounds. CPU seconds (user and
 system, of all threads) say more than wall time on a machine that does other work. Peak memory is the whole process;
@@ -28,7 +28,7 @@ BATCH, TOKENS, RANK, ALPHA, LR, SKIP = 16, 64, 8, 16, 1e-3, 2
 TEXT = ROOT / "ARCHITECTURE.md"  # any text will do: what is learnt does not matter
 
 
-def torch_worker(model: Path, rows: Path, steps: int, threads: int) -> None:
+def torch_worker(model: Path, rows: Path, steps: int, threads: int, device: str) -> None:
     """PyTorch + peft in this process; prints one JSON object."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -40,6 +40,7 @@ def torch_worker(model: Path, rows: Path, steps: int, threads: int) -> None:
     net = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)
     linears = [f"{m}_proj" for m in ("q", "k", "v", "o", "gate", "up", "down")]
     net = get_peft_model(net, LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=ALPHA, target_modules=linears)).train()
+    net = net.to("cuda" if device == "gpu" else "cpu")
     own = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(own, lr=LR, weight_decay=0.0)
     text = json.loads(rows.read_text().splitlines()[0])["text"]
@@ -47,7 +48,7 @@ def torch_worker(model: Path, rows: Path, steps: int, threads: int) -> None:
     windows = [[1, *ids[i : i + TOKENS]] for i in range(0, len(ids) - TOKENS + 1, TOKENS)]
     wall, cpu = [], []
     for step in range(steps):
-        batch = torch.tensor([windows[(step * BATCH + n) % len(windows)] for n in range(BATCH)])
+        batch = torch.tensor([windows[(step * BATCH + n) % len(windows)] for n in range(BATCH)], device=net.device)
         start, used = time.perf_counter(), time.process_time()
         logits = net(input_ids=batch[:, :-1], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
@@ -55,7 +56,7 @@ def torch_worker(model: Path, rows: Path, steps: int, threads: int) -> None:
         torch.nn.utils.clip_grad_norm_(own, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        loss.item()
+        loss.item()  # waits for a GPU
         wall.append(time.perf_counter() - start)
         cpu.append(time.process_time() - used)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -87,14 +88,14 @@ def random_model(folder: Path) -> None:
         shutil.copy(ROOT / "models/base" / name, folder)
 
 
-def calora(binary: str, model: Path, rows: Path, steps: int, threads: int) -> dict:
+def calora(binary: str, model: Path, rows: Path, steps: int, threads: int, device: str) -> dict:
     """One `calora lora`; CPU seconds a step are of a long run less a short one, as loading is in both."""
     used, found = [], {}
     for count in (SKIP, steps):
         with tempfile.TemporaryDirectory() as folder:
             command = [binary, "lora", model, "--data", rows, "--out", f"{folder}/lora", "--steps", count]
             command += ["--rank", RANK, "--alpha", ALPHA, "--lr", LR, "--batch", BATCH, "--max-length", TOKENS + 1]
-            command += ["--warmup", 0, "--checkpoint-every", 0, "--device", "cpu", "--threads", threads, "--json"]
+            command += ["--warmup", 0, "--checkpoint-every", 0, "--device", device, "--threads", threads, "--json"]
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -107,8 +108,8 @@ def calora(binary: str, model: Path, rows: Path, steps: int, threads: int) -> di
     return {**out, "parameters": found["trainable_parameters"]}
 
 
-def torch_run(model: Path, rows: Path, steps: int, threads: int) -> dict:
-    command = [sys.executable, __file__, "--worker", model, rows, steps, threads]
+def torch_run(model: Path, rows: Path, steps: int, threads: int, device: str) -> dict:
+    command = [sys.executable, __file__, "--worker", model, rows, steps, threads, device]
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
@@ -121,14 +122,15 @@ def median(runs: list[dict]) -> dict:
 
 def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
-        model, rows, steps, threads = sys.argv[2:]
-        torch_worker(Path(model), Path(rows), int(steps), int(threads))
+        model, rows, steps, threads, device = sys.argv[2:]
+        torch_worker(Path(model), Path(rows), int(steps), int(threads), device)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("calora")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--threads", type=lambda t: [int(n) for n in t.split(",")], default=[1, 2])
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--json", type=Path)
     a = parser.parse_args()
     results = []
@@ -142,8 +144,8 @@ def main() -> None:
             for threads in a.threads:
                 ours, theirs = [], []
                 for _ in range(a.rounds):
-                    ours.append(calora(a.calora, model, rows, a.steps, threads))
-                    theirs.append(torch_run(model, rows, a.steps, threads))
+                    ours.append(calora(a.calora, model, rows, a.steps, threads, a.device))
+                    theirs.append(torch_run(model, rows, a.steps, threads, a.device))
                 c, t = median(ours), median(theirs)
                 assert c["parameters"] == t["parameters"], "not the same LoRA"
                 results.append({"model": name, "threads": threads, "calora": c, "torch": t, "runs": [ours, theirs]})
