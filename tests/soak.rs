@@ -15,6 +15,8 @@ mod device;
 #[allow(dead_code)]
 #[path = "survive/faulty.rs"]
 mod faulty;
+#[path = "soak/heap.rs"]
+mod heap;
 #[path = "soak/history.rs"]
 mod history;
 #[path = "soak/reference.rs"]
@@ -77,13 +79,11 @@ fn soak(kind: Kind, operations: u64) {
             std::panic::resume_unwind(panic);
         }
     });
-    let resident = watch.resident();
+    let [allocated, resident] = watch.memory();
+    let mib = |bytes: [u64; 10]| bytes.map(|bytes| bytes as f64 / f64::from(1 << 20));
     println!("{}", world.counts());
-    println!(
-        "{:.1} s; MiB of RssAnon in each tenth: {:.1?}",
-        started.elapsed().as_secs_f64(),
-        resident.map(|bytes| bytes as f64 / f64::from(1 << 20))
-    );
+    println!("{:.1} s; MiB in each tenth:", started.elapsed().as_secs_f64());
+    println!("allocated {:.2?}\nRssAnon   {:.1?}", mib(allocated), mib(resident));
 
     // Nothing is left, on the device or beside it.
     world.pool.lock().unwrap().clear();
@@ -103,7 +103,7 @@ fn soak(kind: Kind, operations: u64) {
     }
     // The first tenth fills tables and pools; short runs tell nothing.
     if operations >= 5000 {
-        assert!(resident[9] < resident[1] + MOST_GROWTH, "{resident:?}");
+        assert!(allocated[9] < allocated[1] + MOST_GROWTH, "{allocated:?}");
     }
 }
 

@@ -6,6 +6,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::heap::live;
+
 /// Nothing that a worker does takes a tenth of this, on a busy machine either.
 const STUCK: Duration = Duration::from_secs(120);
 const GLANCE: Duration = Duration::from_millis(25);
@@ -17,8 +19,8 @@ pub struct Watch {
     failed: AtomicBool,
     /// What each worker is doing, from when on.
     doing: Vec<Mutex<(String, Instant)>>,
-    /// (operations done, bytes).
-    samples: Mutex<Vec<(u64, u64)>>,
+    /// (operations done, bytes allocated, bytes of memory that is no file's).
+    samples: Mutex<Vec<(u64, [u64; 2])>>,
 }
 
 /// Says that a worker is done, however it ends.
@@ -61,7 +63,7 @@ impl Watch {
 
     pub fn run(&self) {
         while !self.over.load(Ordering::Acquire) {
-            let sample = (self.done.load(Ordering::Relaxed), resident());
+            let sample = (self.done.load(Ordering::Relaxed), [live(), resident()]);
             self.samples.lock().unwrap().push(sample);
             let doing: Vec<_> = self.doing.iter().map(|one| one.lock().unwrap().clone()).collect();
             if doing.iter().any(|(what, since)| what != "done" && since.elapsed() > STUCK) {
@@ -77,15 +79,17 @@ impl Watch {
         }
     }
 
-    /// Bytes of ordinary memory in each tenth of the run: the median of what was seen.
-    pub fn resident(&self) -> [u64; 10] {
+    /// Bytes allocated and bytes resident in each tenth of the run: the medians of what was seen.
+    pub fn memory(&self) -> [[u64; 10]; 2] {
         let samples = self.samples.lock().unwrap();
-        std::array::from_fn(|tenth| {
-            let of = |n: u64| self.operations * (tenth as u64 + n) / 10;
-            let mut seen: Vec<_> =
-                samples.iter().filter(|(n, _)| (of(0)..=of(1)).contains(n)).map(|sample| sample.1).collect();
-            seen.sort_unstable();
-            seen.get(seen.len() / 2).copied().unwrap_or_default()
+        [0, 1].map(|kind| {
+            std::array::from_fn(|tenth| {
+                let of = |n: u64| self.operations * (tenth as u64 + n) / 10;
+                let during = samples.iter().filter(|(n, _)| (of(0)..=of(1)).contains(n));
+                let mut seen: Vec<_> = during.map(|(_, bytes)| bytes[kind]).collect();
+                seen.sort_unstable();
+                seen.get(seen.len() / 2).copied().unwrap_or_default()
+            })
         })
     }
 }
