@@ -14,6 +14,7 @@ pub mod gpu;
 mod kernels;
 pub mod library;
 pub mod quant;
+pub mod router;
 pub mod session;
 pub mod text;
 pub mod weights;

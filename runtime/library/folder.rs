@@ -49,7 +49,7 @@ impl Folder {
     }
 
     /// Where the adapter of this name is.
-    fn place(&self, name: &str) -> Option<PathBuf> {
+    pub(super) fn place(&self, name: &str) -> Option<PathBuf> {
         let (file, folder) = (self.file(name), self.path.join(name));
         if file.is_file() {
             return Some(file);

@@ -112,6 +112,10 @@ impl AdapterLibrary {
     pub fn refresh(&self) -> Result<Vec<AdapterChange>> {
         let mut found = self.0.folder.list()?;
         let mut slots = self.lock();
+        // What another thread put there after the list was made, and had seen since, is not gone.
+        for name in slots.keys().filter(|name| !found.contains_key(*name)).cloned().collect::<Vec<_>>() {
+            found.extend(self.0.folder.place(&name).map(|path| (name, path)));
+        }
         let gone: Vec<String> = slots.keys().filter(|name| !found.contains_key(*name)).cloned().collect();
         let mut old: Vec<Slot> = gone.iter().filter_map(|name| slots.remove(name)).collect();
         let mut changes: Vec<_> = gone.into_iter().map(|name| AdapterChange::Removed { name }).collect();

@@ -32,26 +32,57 @@ impl Session {
     /// With a chat template the prompt is the user's next message and a choice the beginning of the answer; without one
     /// both are one plain text, as in training data.
     pub fn likelihoods(&mut self, prompt: &str, choices: &[String]) -> Result<Vec<f64>> {
+        self.likelihoods_with(prompt, choices, |_| {}, || Ok(()))
+    }
+
+    /// [`Session::likelihoods`] that shows the logits after the prompt, once, and asks before each choice whether to go on.
+    pub(crate) fn likelihoods_with(
+        &mut self,
+        prompt: &str,
+        choices: &[String],
+        mut after_prompt: impl FnMut(&[f32]),
+        go_on: impl Fn() -> Result<()>,
+    ) -> Result<Vec<f64>> {
         if choices.is_empty() {
             return Err(Error::option("choices", "[]", "give at least one"));
         }
         let opened = self.prompt_tokens(prompt, true)?;
         let joined = self.chat_template().is_none();
         self.recall_instructions(&opened)?;
-        let scores = choices
-            .iter()
-            .map(|choice| {
-                let tokens = if joined {
-                    // A token may span the border.
-                    self.prompt_tokens(&format!("{prompt}{choice}"), true)?
-                } else {
-                    [opened.as_slice(), &self.shared.tokenizer()?.encode_plain(choice)?].concat()
-                };
-                self.log_likelihood(&tokens, opened.len())
-            })
-            .collect::<Result<_>>()?;
+        let mut scores = Vec::with_capacity(choices.len());
+        for (i, choice) in choices.iter().enumerate() {
+            go_on()?;
+            let tokens = if joined {
+                // A token may span the border.
+                self.prompt_tokens(&format!("{prompt}{choice}"), true)?
+            } else {
+                [opened.as_slice(), &self.shared.tokenizer()?.encode_plain(choice)?].concat()
+            };
+            let first = opened.len().max(1);
+            let mut sum = 0.0;
+            if tokens.len() > first {
+                self.visit_logits(&tokens, first - 1, |t, logits| {
+                    if i == 0 && t == first - 1 {
+                        after_prompt(logits);
+                    }
+                    if let Some(next) = tokens.get(t + 1) {
+                        sum += log_likelihood(logits, *next);
+                    }
+                })?;
+            }
+            scores.push(sum);
+        }
         self.put_instructions_aside(&opened);
         Ok(scores)
+    }
+
+    /// Logits after a prompt; the transcript stays as it is.
+    pub(crate) fn logits_after(&mut self, prompt: &str) -> Result<Vec<f32>> {
+        let tokens = self.prompt_tokens(prompt, true)?;
+        self.check_prompt(&tokens)?;
+        let mut last = Vec::new();
+        self.visit_logits(&tokens, tokens.len() - 1, |_, logits| last = logits.to_vec())?;
+        Ok(last)
     }
 }
 

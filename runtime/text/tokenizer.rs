@@ -45,6 +45,12 @@ impl Tokenizer {
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(failed)?;
         inner.with_truncation(None).map_err(failed)?;
         inner.with_padding(None);
+        if inner.get_pre_tokenizer().is_none() {
+            // Its "words" are whole texts, of which it would keep the first 10,000 short ones: tens of megabytes.
+            let mut model = inner.get_model().clone();
+            model.resize_cache(0);
+            inner.with_model(model);
+        }
         let id = |token: &Option<String>| token.as_deref().and_then(|t| inner.token_to_id(t));
         let (bos, eos) = (id(&config.bos_token), id(&config.eos_token));
         let mut prefix = template_prefix(&inner).map_err(failed)?;

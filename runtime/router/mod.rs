@@ -1,0 +1,232 @@
+//! Which of several tasks a request is for, with how sure that is, or "I don't know".
+//!
+//! A model is asked how likely each route's answer is after the request: a short label, where an adapter was trained to
+//! give it, or a description of the task, without any training. Likelihoods alone know no "none of these": a trained
+//! label is likely after any text. So the router also asks how near a request comes to examples ([`familiar`]).
+//!
+//! Invariant: routing changes nothing of its session but the cache; a request is computed once, whatever is asked of it.
+
+mod familiar;
+mod routes;
+
+pub use routes::{Route, read_routes};
+
+use crate::error::{Error, Result};
+use crate::session::{CancelHandle, Session};
+use familiar::Familiar;
+
+/// Stands for the request in [`RouterOptions::prompt`].
+const REQUEST: &str = "{request}";
+
+/// What is asked where a description is to follow.
+const ABOUT_DESCRIPTIONS: &str = "What kind of request is this? {request}";
+
+/// Texts that say nothing: how likely a description is after them is how likely it is by itself.
+const CONTENT_FREE: [&str; 3] = ["N/A", "...", "[MASK]"];
+
+/// How a router asks and when it admits that it does not know.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouterOptions {
+    /// The user's message, in which `{request}` stands for the request; by default the request alone.
+    pub prompt: Option<String>,
+    /// Whether an answer counts by how much likelier the request makes it than a text without content does (contextual
+    /// calibration, arXiv 2102.09690). For descriptions, whose own likelihoods differ; not for trained labels.
+    pub calibrate: bool,
+    /// The least probability of the likeliest route, from 0 to 1.
+    pub confidence: f64,
+    /// The least familiarity, from -1 to 1. By default the examples tell: all but a twentieth of them are as near to
+    /// another one. Without examples nothing is asked of it.
+    pub familiarity: Option<f64>,
+}
+
+impl Default for RouterOptions {
+    fn default() -> Self {
+        Self { prompt: None, calibrate: false, confidence: 0.6, familiarity: None }
+    }
+}
+
+impl RouterOptions {
+    /// For routes whose answers are descriptions of tasks, and a model that was not trained to route.
+    pub fn for_descriptions() -> Self {
+        Self { prompt: Some(ABOUT_DESCRIPTIONS.into()), calibrate: true, ..Self::default() }
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.prompt.as_ref().is_some_and(|prompt| !prompt.contains(REQUEST)) {
+            return Err(Error::option("prompt", "of a router", "must contain {request}"));
+        }
+        if !(0.0..=1.0).contains(&self.confidence) {
+            return Err(Error::option("confidence", self.confidence, "must be between 0 and 1"));
+        }
+        match self.familiarity {
+            Some(floor) if !(-1.0..=1.0).contains(&floor) => {
+                Err(Error::option("familiarity", floor, "must be between -1 and 1"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Why a router does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Doubt {
+    /// There is no request.
+    Empty,
+    /// No route is likely enough.
+    Unsure,
+    /// The request is like none of the examples.
+    Unfamiliar,
+}
+
+/// What a router says of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Routing {
+    /// All routes, the likeliest first: index and probability. The probabilities add up to 1.
+    pub ranking: Vec<(usize, f64)>,
+    /// How near the request comes to the nearest example, from -1 to 1; `None` without examples.
+    pub familiarity: Option<f64>,
+    /// Why the likeliest route is not to be taken, if it is not.
+    pub doubt: Option<Doubt>,
+}
+
+impl Routing {
+    /// The route to take; `None`: "I don't know".
+    pub fn route(&self) -> Option<usize> {
+        self.ranking.first().filter(|_| self.doubt.is_none()).map(|(route, _)| *route)
+    }
+
+    /// The probability of the likeliest route.
+    pub fn confidence(&self) -> f64 {
+        self.ranking.first().map_or(0.0, |(_, probability)| *probability)
+    }
+}
+
+/// Routes, and what was measured of them. A session computes: one of the router's own, so that the tasks' caches stay
+/// theirs, with the trained adapter attached or without one.
+#[derive(Clone, Debug)]
+pub struct Router {
+    routes: Vec<Route>,
+    answers: Vec<String>,
+    options: RouterOptions,
+    familiar: Option<Familiar>,
+    /// By how much each answer is likely by itself.
+    prior: Vec<f64>,
+}
+
+impl Router {
+    /// Measures the examples, a pass each, and what content-free texts give. `cancel` ends that with
+    /// [`Error::Cancelled`].
+    pub fn new(
+        session: &mut Session,
+        routes: Vec<Route>,
+        options: RouterOptions,
+        cancel: &CancelHandle,
+    ) -> Result<Self> {
+        options.check()?;
+        routes::check(&routes)?;
+        let answers = routes.iter().map(|route| route.answer.clone()).collect();
+        let prior = vec![0.0; routes.len()];
+        let mut router = Self { routes, answers, options, familiar: None, prior };
+        if router.options.calibrate {
+            let mut prior = vec![0.0; router.routes.len()];
+            for text in CONTENT_FREE {
+                let scores = router.ask(session, text, cancel)?.scores;
+                prior.iter_mut().zip(scores).for_each(|(sum, s)| *sum += s / CONTENT_FREE.len() as f64);
+            }
+            router.prior = prior;
+        }
+        let mut seen = Vec::new();
+        for example in routes::examples(&router.routes) {
+            check(cancel)?;
+            seen.push(familiar::sketch(&session.logits_after(&router.prompt(example))?));
+        }
+        if !seen.is_empty() {
+            router.familiar = Some(Familiar::new(seen, router.options.familiarity));
+        }
+        Ok(router)
+    }
+
+    /// The routes, which a [`Routing`] counts.
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
+    /// The familiarity below which it does not know; `None` without examples.
+    pub fn least_familiarity(&self) -> Option<f64> {
+        self.familiar.as_ref().map(|familiar| familiar.floor)
+    }
+
+    /// Which route a request is for. `session` is the one that the router was made with, or one like it.
+    ///
+    /// [`Error::ContextFull`] for a request that the session cannot hold, [`Error::Cancelled`] once `cancel` says so.
+    pub fn route(&self, session: &mut Session, request: &str, cancel: &CancelHandle) -> Result<Routing> {
+        if request.trim().is_empty() {
+            let share = 1.0 / self.routes.len() as f64;
+            let ranking = (0..self.routes.len()).map(|route| (route, share)).collect();
+            return Ok(Routing { ranking, familiarity: None, doubt: Some(Doubt::Empty) });
+        }
+        let asked = self.ask(session, request, cancel)?;
+        let ranking = rank(asked.scores.iter().zip(&self.prior).map(|(score, prior)| score - prior));
+        let familiarity = self.familiar.as_ref().map(|familiar| familiar.nearest(&asked.sketch));
+        let mut routing = Routing { ranking, familiarity, doubt: None };
+        let near = familiarity.zip(self.least_familiarity()).is_none_or(|(near, least)| near >= least);
+        if !near {
+            routing.doubt = Some(Doubt::Unfamiliar);
+        } else if routing.confidence() < self.options.confidence {
+            routing.doubt = Some(Doubt::Unsure);
+        }
+        Ok(routing)
+    }
+
+    fn prompt(&self, request: &str) -> String {
+        match &self.options.prompt {
+            Some(prompt) => prompt.replace(REQUEST, request),
+            None => request.to_owned(),
+        }
+    }
+
+    fn ask(&self, session: &mut Session, request: &str, cancel: &CancelHandle) -> Result<Asked> {
+        let mut sketch = Vec::new();
+        let scores = session.likelihoods_with(
+            &self.prompt(request),
+            &self.answers,
+            |logits| sketch = familiar::sketch(logits),
+            || check(cancel),
+        )?;
+        Ok(Asked { scores, sketch })
+    }
+}
+
+/// What the model gave for a request: log-likelihoods of the answers in nats, and a sketch of what it would say.
+struct Asked {
+    scores: Vec<f64>,
+    sketch: Vec<f32>,
+}
+
+fn check(cancel: &CancelHandle) -> Result<()> {
+    if cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+}
+
+/// Probabilities of log-likelihoods, the largest first; of equals the one given first.
+fn rank(scores: impl Iterator<Item = f64>) -> Vec<(usize, f64)> {
+    let mut ranking: Vec<_> = scores.enumerate().collect();
+    let most = ranking.iter().fold(f64::NEG_INFINITY, |most, (_, score)| most.max(*score));
+    ranking.iter_mut().for_each(|(_, score)| *score = (*score - most).exp());
+    let sum: f64 = ranking.iter().map(|(_, share)| share).sum();
+    ranking.iter_mut().for_each(|(_, share)| *share /= sum);
+    ranking.sort_by(|a, b| b.1.total_cmp(&a.1));
+    ranking
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rank;
+
+    #[test]
+    fn probabilities_add_up_and_equals_keep_their_order() {
+        let ranking = rank([-700.0, -701.0, -700.0].into_iter());
+        assert_eq!(ranking.iter().map(|(route, _)| *route).collect::<Vec<_>>(), [0, 2, 1]);
+        assert!((ranking.iter().map(|(_, share)| share).sum::<f64>() - 1.0).abs() < 1e-12);
+        assert!((ranking[0].1 / ranking[2].1 - 1f64.exp()).abs() < 1e-9);
+    }
+}
