@@ -79,6 +79,38 @@ pub struct DeviceMemory {
     pub scratch: u64,
 }
 
+/// What a model is going to take on a device, known before it is placed there: [`DeviceMemory`] foretold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Footprint {
+    /// `cpu` or `gpu`.
+    pub(crate) kind: &'static str,
+    /// The device's name.
+    pub(crate) device: String,
+    /// Base weights.
+    pub(crate) weights: u64,
+    /// Working memory.
+    pub(crate) scratch: u64,
+    /// Buffers of a cache, all alike.
+    pub(crate) cache_buffers: u64,
+    /// Bytes of one position in each of them.
+    pub(crate) position: u64,
+    /// Bytes that a buffer is a multiple of.
+    pub(crate) align: u64,
+    /// The most bytes of a buffer.
+    pub(crate) largest_buffer: Option<u64>,
+    /// Whether all of this lies in the memory that the system speaks of.
+    pub(crate) in_system_memory: bool,
+}
+
+impl Footprint {
+    /// Bytes of a cache for so many positions.
+    pub(crate) fn cache(&self, positions: usize) -> u64 {
+        let buffer = self.position.saturating_mul(positions as u64);
+        let buffer = buffer.checked_next_multiple_of(self.align.max(1)).unwrap_or(u64::MAX);
+        buffer.saturating_mul(self.cache_buffers)
+    }
+}
+
 /// A KV cache on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CacheId(pub u64);
@@ -145,6 +177,14 @@ pub trait Device: Send {
 
     /// Forgets a resident adapter; an unknown id is ignored.
     fn drop_tail(&mut self, tail: TailId);
+
+    /// Bytes that branches are going to take when they are resident, from their shapes and types; at most.
+    fn tail_bytes(&self, tail: &Tail) -> u64 {
+        tail.byte_len() as u64
+    }
+
+    /// Gives back working memory that the next pass can make again.
+    fn trim(&mut self) {}
 
     /// Copies the keys and values of a cache's first `positions` positions out; each takes [`position_bytes`].
     fn read_cache(&mut self, cache: CacheId, positions: usize) -> Result<Vec<u8>>;

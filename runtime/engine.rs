@@ -6,7 +6,9 @@
 mod canary;
 mod device;
 pub mod load;
+mod plan;
 mod survive;
+mod trim;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +24,7 @@ use crate::arch::{ModelShape, Recipe};
 pub use crate::device::LoadProgress;
 use crate::device::{Device, DeviceInfo, DeviceMemory, Model, position_bytes};
 use crate::error::{Error, Result};
+use crate::memory::MemoryPlan;
 pub use crate::session::{
     BoundAdapter, EngineEvent, MakeDevice, Recovery, ResidencyReport, ResidentAdapter, ResidentList,
 };
@@ -33,6 +36,7 @@ use crate::session::{
     residency::{DEFAULT_BUDGET, Residency},
     seat::Seat,
     shared::{Counters, Shared},
+    slot::Slots,
     stop::end_of_turn_ids,
 };
 use crate::text::{Tokenizer, TokenizerConfig};
@@ -118,6 +122,8 @@ pub struct Engine {
     files: Arc<Option<ModelFolder>>,
     /// Decrypted adapters that were bound to this engine.
     decrypted: Arc<Mutex<Vec<Weak<PrivateBytes>>>>,
+    /// None where the engine was made of parts.
+    plan: Option<Arc<MemoryPlan>>,
     load_time: Duration,
 }
 
@@ -125,11 +131,7 @@ impl Engine {
     /// An engine from parts; [`Engine::load`] makes them from a folder.
     pub fn from_parts(parts: EngineParts) -> Result<Self> {
         let shape = &parts.model.recipe.shape;
-        let context_size = parts.context_size.unwrap_or(shape.context.min(DEFAULT_CONTEXT));
-        if context_size == 0 || context_size > shape.context {
-            let reason = format!("must be between 1 and {}, which the model was made for", shape.context);
-            return Err(Error::option("context_size", context_size, reason));
-        }
+        let context_size = plan::context_size(shape, parts.context_size)?;
         let max_tokens = parts.device.info().max_tokens;
         let prefill_chunk = parts.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK).min(max_tokens);
         if prefill_chunk == 0 {
@@ -177,6 +179,7 @@ impl Engine {
             counters: Counters::default(),
             position_bytes,
             prefixes: Prefixes::new(prefix_budget, prefix_files),
+            slots: Slots::default(),
         };
         let (shared, files) = (Arc::new(shared), Arc::new(parts.files));
         let residency = Residency::new(shared.clone(), parts.adapter_budget.unwrap_or(DEFAULT_BUDGET));
@@ -186,6 +189,7 @@ impl Engine {
             info: Arc::new(info),
             files,
             decrypted: Arc::default(),
+            plan: None,
             load_time: Duration::ZERO,
         })
     }
@@ -339,6 +343,16 @@ impl Engine {
     /// Bytes that the device holds now; none between a loss and the next use.
     pub fn memory(&self) -> DeviceMemory {
         self.shared.memory()
+    }
+
+    /// What loading planned, with the context and the budgets that it settled for; none where the engine was made of parts.
+    pub fn memory_plan(&self) -> Option<&MemoryPlan> {
+        self.plan.as_deref()
+    }
+
+    /// Bytes that an adapter is going to take on the device that computes, from the shapes and types in its file; at most.
+    pub fn adapter_bytes(&self, adapter: &BoundAdapter) -> Result<u64> {
+        self.shared.tail_bytes(adapter.tail())
     }
 
     /// Bytes of decrypted adapters in this process's memory: whole files, held while an adapter of them is open. What is

@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::memory::MemoryPlan;
+
 /// The engine's result type.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -188,6 +190,16 @@ pub enum Error {
         /// What the device said.
         reason: String,
     },
+    /// The model would take more memory than there is; nothing was placed yet.
+    #[error("the model needs {plan} on {device}, {}; {}", limit(plan), way_out(*fits, *least), device = plan.device)]
+    DoesNotFit {
+        /// What it would take, and what there is.
+        plan: Box<MemoryPlan>,
+        /// The largest context with which everything else fits as asked for; `None` where there is none.
+        fits: Option<usize>,
+        /// Bytes of the smallest plan that [`MemoryPolicy::Shrink`](crate::memory::MemoryPolicy::Shrink) would settle for.
+        least: u64,
+    },
     /// The system took the device away, and going on with it failed: it was lost over and over within one request, or the
     /// engine was made of parts that cannot open it again. The next request tries once more; loading with
     /// `fallback_to_cpu` goes on without it.
@@ -227,6 +239,25 @@ pub enum Error {
     /// The caller cancelled; the session is as it was before the request.
     #[error("cancelled")]
     Cancelled,
+}
+
+/// Which limit a plan breaks.
+fn limit(plan: &MemoryPlan) -> String {
+    match (plan.available, plan.largest_context) {
+        (_, Some(largest)) if plan.context_size > largest => {
+            format!("and one of its buffers holds {largest} tokens")
+        }
+        (Some(available), _) => format!("and {available} are available"),
+        (None, _) => "more than this machine can address".to_owned(),
+    }
+}
+
+/// What would fit.
+fn way_out(fits: Option<usize>, least: u64) -> String {
+    match fits {
+        Some(context) => format!("a context of {context} tokens fits"),
+        None => format!("no context fits; with the smallest context and budgets it is {least} bytes"),
+    }
 }
 
 impl Error {

@@ -13,6 +13,7 @@ pub mod error;
 pub mod gpu;
 mod kernels;
 pub mod library;
+pub mod memory;
 pub mod quant;
 pub mod router;
 pub mod session;

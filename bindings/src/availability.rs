@@ -16,6 +16,8 @@ pub enum UnavailableReason {
     ModelUnsupported,
     /// A GPU was asked for and none is usable.
     NoDevice,
+    /// It would take more memory than there is.
+    NotEnoughMemory,
     /// An option of the configuration cannot work.
     InvalidOption,
     /// Something else; the detail says what.
@@ -48,6 +50,7 @@ impl From<EngineError> for Availability {
             EngineError::InvalidFile { .. } => UnavailableReason::ModelDamaged,
             EngineError::Unsupported { .. } => UnavailableReason::ModelUnsupported,
             EngineError::DeviceUnavailable { .. } => UnavailableReason::NoDevice,
+            EngineError::DoesNotFit { .. } => UnavailableReason::NotEnoughMemory,
             EngineError::InvalidOption { .. } => UnavailableReason::InvalidOption,
             _ => UnavailableReason::Other,
         };
@@ -59,7 +62,7 @@ impl From<EngineError> for Availability {
 #[uniffi::export]
 pub fn availability(config: EngineConfig) -> Availability {
     match Engine::check(&config.model, &config.options()) {
-        Ok(found) => Availability::Available { weight_bytes: found.weight_bytes, device: found.device },
+        Ok(found) => Availability::Available { weight_bytes: found.weight_bytes, device: found.plan.device },
         Err(error) => EngineError::from(error).into(),
     }
 }

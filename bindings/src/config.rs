@@ -3,8 +3,10 @@
 use std::ops::ControlFlow;
 
 use calora::engine::{ActivationChoice, EngineOptions};
+use calora::memory::MemoryOptions;
 
 use crate::error::{EngineError, Result};
+use crate::memory::MemoryPolicy;
 
 /// Which device computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, uniffi::Enum)]
@@ -70,6 +72,14 @@ pub struct EngineConfig {
     pub fallback_to_cpu: Option<bool>,
     /// Whether base weights are computed on in their mapped files or copied first.
     pub weights: WeightAccess,
+    /// Bytes for everything that the memory plan lists; by default what the system says is available, where it says so.
+    #[uniffi(default = None)]
+    pub memory_budget_bytes: Option<u64>,
+    /// What is done when that is not enough.
+    pub memory_policy: MemoryPolicy,
+    /// Sessions that are going to be open at once, for the memory plan; by default 1.
+    #[uniffi(default = None)]
+    pub planned_sessions: Option<u32>,
 }
 
 impl EngineConfig {
@@ -95,6 +105,14 @@ impl EngineConfig {
             weights: match self.weights {
                 WeightAccess::Mapped => calora::engine::WeightAccess::Mapped,
                 WeightAccess::Copied => calora::engine::WeightAccess::Copied,
+            },
+            memory: MemoryOptions {
+                budget: self.memory_budget_bytes,
+                policy: match self.memory_policy {
+                    MemoryPolicy::Refuse => calora::memory::MemoryPolicy::Refuse,
+                    MemoryPolicy::Shrink => calora::memory::MemoryPolicy::Shrink,
+                },
+                sessions: self.planned_sessions.map(|n| n as usize),
             },
             ..EngineOptions::default()
         }

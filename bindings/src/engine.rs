@@ -13,29 +13,10 @@ use crate::error::{EngineError, Result};
 use crate::event::{EventStream, Hub};
 use crate::info::{DeviceInfo, MemoryUse, ModelInfo, Residency, Statistics};
 use crate::library::{AdapterLibrary, SharedLibrary};
+use crate::memory::{MemoryPlan, MemoryPressure, TrimReport};
 use crate::options::SessionConfig;
 use crate::session::{Cell, Session, options};
 use crate::worker::Worker;
-
-/// How urgently memory is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
-pub enum MemoryPressure {
-    /// Adapters that no session uses go, and beginnings of conversations that were put aside.
-    Moderate,
-    /// KV caches of idle sessions go too; their next response computes the conversation anew.
-    Critical,
-}
-
-/// What trimming freed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Record)]
-pub struct TrimReport {
-    /// Bytes freed.
-    pub freed_bytes: u64,
-    /// Adapters that are no longer resident.
-    pub evicted_adapters: u32,
-    /// Sessions whose cache was dropped.
-    pub dropped_caches: u32,
-}
 
 /// What sessions, streams and the engine object share.
 pub(crate) struct Core {
@@ -92,35 +73,14 @@ impl Core {
 
     fn trim(&self, level: MemoryPressure) -> Result<TrimReport> {
         let engine = self.engine()?;
-        let before = total(&engine);
         lock(&self.preloaded).clear();
         for library in self.libraries() {
             if let Some(library) = lock(&library).as_ref() {
                 library.release();
             }
         }
-        let evicted_adapters = engine.evict_idle() as u32;
-        engine.forget_prefixes();
-        let mut dropped_caches = 0;
-        if level == MemoryPressure::Critical {
-            for cell in self.cells() {
-                if cell.is_responding() {
-                    continue;
-                }
-                if let Some(session) = cell.lock().as_mut() {
-                    dropped_caches += u32::from(session.release_cache());
-                }
-            }
-        }
-        let freed_bytes = before.saturating_sub(total(&engine));
-        log::info!("trim: {freed_bytes} bytes freed, {dropped_caches} caches dropped");
-        Ok(TrimReport { freed_bytes, evicted_adapters, dropped_caches })
+        Ok(engine.trim(level.into()).into())
     }
-}
-
-fn total(engine: &calora::engine::Engine) -> u64 {
-    let m = engine.memory();
-    m.weights + m.caches + m.tails + m.scratch + engine.prefix_bytes()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -143,6 +103,7 @@ pub struct Engine {
     model: ModelInfo,
     /// Of the load.
     device: DeviceInfo,
+    plan: MemoryPlan,
 }
 
 #[uniffi::export]
@@ -170,6 +131,8 @@ impl Engine {
         drop(guard);
         let engine = loaded?;
         let (model, device) = (engine.model_info().into(), (&*engine.device_info()).into());
+        let plan = engine.memory_plan().cloned().unwrap_or_default();
+        let plan = MemoryPlan::new(&plan, None);
         let core = Core {
             worker,
             events: Hub::new(&engine),
@@ -179,7 +142,7 @@ impl Engine {
             libraries: Mutex::default(),
             closed: AtomicBool::new(false),
         };
-        Ok(Arc::new(Self { core: Arc::new(core), model, device }))
+        Ok(Arc::new(Self { core: Arc::new(core), model, device, plan }))
     }
 
     /// What the model is.
@@ -210,6 +173,11 @@ impl Engine {
     pub async fn memory(&self) -> Result<MemoryUse> {
         let engine = self.core.engine()?;
         self.core.worker.run(move || Ok(MemoryUse::of(&engine))).await
+    }
+
+    /// What loading planned, with the context and the budgets that it settled for.
+    pub fn memory_plan(&self) -> MemoryPlan {
+        self.plan.clone()
     }
 
     /// What was computed since the engine was loaded.

@@ -1,5 +1,7 @@
 //! What can go wrong, as an app sees it: few cases, each with what a person or a program needs to act.
 
+use crate::memory::MemoryPlan;
+
 /// Errors of the engine. Kotlin names it `EngineException`.
 #[derive(Clone, Debug, PartialEq, thiserror::Error, uniffi::Error)]
 pub enum EngineError {
@@ -138,6 +140,15 @@ pub enum EngineError {
         /// What the device said.
         reason: String,
     },
+    /// The model would take more memory than there is; nothing was loaded. Load with the context size that the plan says fits,
+    /// with the policy `Shrink`, or a smaller model.
+    #[error("{reason}")]
+    DoesNotFit {
+        /// What it would take, and what there is.
+        plan: MemoryPlan,
+        /// The same for people.
+        reason: String,
+    },
     /// The session is answering already. One response at a time; open another session for another.
     #[error("the session is answering another request")]
     Busy,
@@ -239,6 +250,9 @@ impl From<calora::Error> for EngineError {
             Error::NoDevice { wanted, reason } => Self::DeviceUnavailable { wanted, reason },
             Error::OutOfMemory { what, bytes, reason } => {
                 Self::OutOfMemory { what, needed_bytes: bytes, reason }
+            }
+            Error::DoesNotFit { plan, fits, least } => {
+                Self::DoesNotFit { plan: MemoryPlan::new(&plan, Some((fits, least))), reason: said }
             }
             Error::DeviceLost { reason } => Self::DeviceLost { reason },
             Error::Cancelled => Self::Cancelled,

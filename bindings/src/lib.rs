@@ -19,6 +19,7 @@ mod event;
 mod info;
 mod library;
 mod logging;
+mod memory;
 mod options;
 mod pause;
 mod session;
@@ -29,12 +30,13 @@ pub use adapter::{AdapterInfo, AdapterOpenOptions, TaskAdapter, encrypt_adapter,
 pub use availability::{Availability, UnavailableReason, availability};
 pub use bench::{BenchmarkOptions, SwapBenchmarkOptions};
 pub use config::{Activations, DeviceChoice, EngineConfig, LoadProgress, LoadState, WeightAccess};
-pub use engine::{Engine, MemoryPressure, TrimReport};
+pub use engine::Engine;
 pub use error::EngineError;
 pub use event::{EngineEvent, EventStream};
 pub use info::{DeviceInfo, DeviceKind, MemoryUse, ModelInfo, Residency, ResidentAdapters, Statistics};
 pub use library::{AdapterChange, AdapterEntry, AdapterLibrary};
 pub use logging::{LogLevel, LogSink, set_log_level, set_log_sink};
+pub use memory::{MemoryPlan, MemoryPolicy, MemoryPressure, TrimReport, memory_plan};
 pub use options::{
     CachePolicy, ChoiceScore, FinishReason, GenerationOptions, Message, ResponseChunk, Role, ScaledAdapter,
     SessionConfig, SwitchReport, Usage,

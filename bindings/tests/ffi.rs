@@ -16,10 +16,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use calora_ffi::{
-    AdapterChange, AdapterOpenOptions, Availability, BenchmarkOptions, CachePolicy, DeviceChoice, Engine,
-    EngineConfig, EngineError, EngineEvent, GenerationOptions, LoadProgress, LoadState, LogLevel, LogSink,
-    MemoryPressure, ResponseStream, ScaledAdapter, Session, SessionConfig, SwapBenchmarkOptions, TaskAdapter,
-    UnavailableReason, availability, encrypt_adapter, inspect_adapter, set_log_level, set_log_sink,
+    AdapterChange, AdapterOpenOptions, Availability, BenchmarkOptions, CachePolicy, DeviceChoice, DeviceKind,
+    Engine, EngineConfig, EngineError, EngineEvent, GenerationOptions, LoadProgress, LoadState, LogLevel,
+    LogSink, MemoryPolicy, MemoryPressure, ResponseStream, ScaledAdapter, Session, SessionConfig,
+    SwapBenchmarkOptions, TaskAdapter, UnavailableReason, availability, encrypt_adapter, inspect_adapter,
+    memory_plan, set_log_level, set_log_sink,
 };
 use pollster::block_on;
 

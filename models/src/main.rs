@@ -11,7 +11,9 @@ use clap::{Parser, Subcommand};
 
 #[cfg(feature = "train")]
 use commands::{adapt, lora};
-use commands::{bench, compress, demo, devices, eval, inspect, keygen, logits, pack, prepare, protect, run};
+use commands::{
+    bench, compress, demo, devices, eval, inspect, keygen, logits, pack, plan, prepare, protect, run,
+};
 #[cfg(not(feature = "train"))]
 use commands::{untrained as adapt, untrained as lora};
 
@@ -49,6 +51,8 @@ enum Command {
     Logits(logits::Args),
     /// What a model, adapter or task file holds.
     Inspect(inspect::Args),
+    /// How much memory a model is going to take here, and whether it fits.
+    Plan(plan::Args),
     /// Speed, memory, cost of adapters and of swapping them.
     Bench(bench::Args),
     /// The GPUs found, their limits and features, and why one is unusable.
@@ -70,6 +74,7 @@ fn main() -> std::process::ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Devices(args) => devices::run(&args),
     };

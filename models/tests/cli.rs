@@ -156,6 +156,40 @@ fn inspect_and_devices() {
 }
 
 #[test]
+fn a_plan_says_what_loading_takes_and_what_fits() {
+    let work = Work::new();
+    let model = work.path("int4");
+    let common = ["plan", &model, "--device", "cpu", "--adapter-budget", "6MiB", "--prefix-budget", "0"];
+    let plan = |more: &[&str]| json(&[&common[..], more, &["--json"]].concat());
+    let whole = plan(&[]);
+    let number = |plan: &Value, field: &str| plan[field].as_u64().unwrap();
+    let total = number(&whole, "total_bytes");
+    let parts =
+        ["weight_bytes", "copy_bytes", "cache_bytes", "adapter_bytes", "prefix_bytes", "scratch_bytes"];
+    assert_eq!(parts.iter().map(|part| number(&whole, part)).sum::<u64>(), total, "{whole}");
+    assert_eq!((number(&whole, "adapter_bytes"), number(&whole, "context_size")), (6 << 20, 512));
+    assert_eq!((&whole["fits"], &whole["kind"]), (&true.into(), &"cpu".into()));
+    let three = plan(&["--sessions", "3", "--context", "64"]);
+    assert_eq!(number(&three, "cache_bytes") * 8, number(&whole, "cache_bytes") * 3);
+
+    let tight = (total - 1).to_string();
+    let refused = plan(&["--memory", &tight]);
+    assert_eq!((&refused["fits"], &refused["available_bytes"]), (&false.into(), &(total - 1).into()));
+    let fitting = number(&refused, "fitting_context").to_string();
+    assert_eq!(plan(&["--memory", &tight, "--context", &fitting])["fits"], true);
+    let shrunk = plan(&["--memory", &tight, "--shrink"]);
+    assert!(number(&shrunk, "total_bytes") < total && shrunk["fits"] == true, "{shrunk}");
+    let table = ok(&[&common[..], &["--memory", &tight]].concat());
+    assert!(table.contains("it does not fit") && table.contains(&fitting), "{table}");
+
+    let run = ["run", &model, "--prompt", "Hello", "--max-tokens", "1", "--device", "cpu"];
+    let error = fails(&[&run[..], &["--memory", "2MB"]].concat());
+    assert!(error.contains("2000000 are available") && error.contains("weights"), "{error}");
+    ok(&[&run[..], &["--memory", "1GB"]].concat());
+    assert!(fails(&[&run[..], &["--memory", "2parsecs"]].concat()).contains("no unit"));
+}
+
+#[test]
 fn bench_of_many_tasks_counts_them_and_keeps_its_fields() {
     let work = Work::new();
     let (model, task, plot) = (work.path("int4"), work.path("intent.safetensors"), work.path("swap.svg"));
@@ -168,6 +202,10 @@ fn bench_of_many_tasks_counts_them_and_keeps_its_fields() {
     // Close to the files': f16 in both, with little beside.
     let ratio = number("resident_bytes") / number("resident_file_bytes");
     assert!((0.95..1.2).contains(&ratio), "{ratio}");
+    for [held, planned] in [["resident_bytes", "planned_resident_bytes"], ["held_bytes", "planned_bytes"]] {
+        let share = (number(held) / number(planned) - 1.0).abs();
+        assert!(share < 0.05, "{held}: {share}");
+    }
     assert!(report["hot_us"]["p50"].as_f64() <= report["hot_us"]["p99"].as_f64());
     let names: Vec<&str> =
         report["policies"].as_array().unwrap().iter().map(|p| p["policy"].as_str().unwrap()).collect();

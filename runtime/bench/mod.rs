@@ -15,6 +15,7 @@ pub use swap::{PolicyReport, SwapBench, SwapReport, measure_swaps};
 use crate::adapter::AdapterOptions;
 use crate::engine::{BoundAdapter, Engine};
 use crate::error::{Error, Result};
+use crate::memory::of_process;
 use crate::session::{GenerationOptions, SessionOptions, Usage};
 
 /// What is measured.
@@ -138,7 +139,7 @@ pub fn measure(engine: &Engine, bench: &Bench, tick: &mut dyn FnMut()) -> Result
         scratch_bytes: memory.scratch,
         adapter_bytes: memory.tails,
         // The high-water mark.
-        peak_rss_bytes: status_bytes("VmHWM:"),
+        peak_rss_bytes: of_process("VmHWM:"),
         decode_adapter_overhead: ratio(|u| u.decode_tokens_per_second),
         prefill_adapter_overhead: ratio(|u| u.prefill_tokens_per_second),
         swap_us: swap(engine, bench, &adapters)?,
@@ -221,11 +222,4 @@ fn quantile(values: &[f64], share: f64) -> f64 {
 
 fn median(values: Vec<f64>) -> f64 {
     quantile(&values, 0.5)
-}
-
-/// A figure in bytes of `/proc/self/status`, as Linux and Android have it.
-fn status_bytes(name: &str) -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix(name))?;
-    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
 }

@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::{Quantiles, status_bytes};
+use super::Quantiles;
 use crate::engine::{BoundAdapter, Engine};
 use crate::error::{Error, Result};
 use crate::library::AdapterLibrary;
+use crate::memory::of_process;
 use crate::session::{CachePolicy, GenerationOptions, Session, SessionOptions};
 
 /// Hot swaps that are timed.
@@ -55,8 +56,16 @@ pub struct SwapReport {
     pub open_memory_bytes: Option<i64>,
     /// Bytes of branches in the files of those that were resident.
     pub resident_file_bytes: u64,
+    /// What they were to take on the device by their headers.
+    pub planned_resident_bytes: u64,
     /// What they took on the device.
     pub resident_bytes: u64,
+    /// What making them resident added to the process's private memory; null where the system does not tell.
+    pub resident_memory_bytes: Option<i64>,
+    /// Weights, working memory and those adapters by the plan, made before anything was loaded.
+    pub planned_bytes: u64,
+    /// The same as the device held it, no session being open.
+    pub held_bytes: u64,
     /// Microseconds: to another resident task.
     pub hot_us: Quantiles,
     /// Milliseconds: to a task that is mapped, in the page cache and not resident.
@@ -94,7 +103,9 @@ pub fn measure_swaps(engine: &Engine, bench: &SwapBench, tick: &mut dyn FnMut())
         let reason = "swaps need at least two resident tasks, one run and one token";
         return Err(Error::option("swap benchmark", format!("{bench:?}"), reason));
     }
-    let before = status_bytes("RssAnon:");
+    let anonymous = || of_process("RssAnon:");
+    let since = |before: Option<u64>| anonymous().zip(before).map(|(now, before)| now as i64 - before as i64);
+    let before = anonymous();
     let (library, open_ms) = timed(|| AdapterLibrary::open(engine, &bench.folder))?;
     let names: Vec<String> = library.entries().into_iter().map(|entry| entry.name).collect();
     if names.len() <= bench.resident {
@@ -103,12 +114,17 @@ pub fn measure_swaps(engine: &Engine, bench: &SwapBench, tick: &mut dyn FnMut())
     }
     let (adapters, bind_ms) =
         timed(|| names.iter().map(|name| library.get(name)).collect::<Result<Vec<_>>>())?;
-    let open_memory_bytes =
-        status_bytes("RssAnon:").zip(before).map(|(after, before)| after as i64 - before as i64);
+    let open_memory_bytes = since(before);
     let (hot, cold) = adapters.split_at(bench.resident);
-    let tails = engine.memory().tails;
+    let planned = hot.iter().map(|adapter| engine.adapter_bytes(adapter)).collect::<Result<Vec<u64>>>()?;
+    let planned_resident_bytes = planned.iter().sum();
+    engine.evict_idle();
+    let (tails, before) = (engine.memory().tails, anonymous());
     library.preload(&names[..bench.resident])?;
-    let resident_bytes = engine.memory().tails - tails;
+    let resident_memory_bytes = since(before);
+    let memory = engine.memory();
+    let resident_bytes = memory.tails - tails;
+    let fixed = engine.memory_plan().map_or(memory.weights + memory.scratch, |p| p.weights + p.scratch);
 
     let mut session =
         engine.session(SessionOptions { context_size: Some(1), ..SessionOptions::default() })?;
@@ -143,7 +159,11 @@ pub fn measure_swaps(engine: &Engine, bench: &SwapBench, tick: &mut dyn FnMut())
         mapped_bytes: bytes(&adapters),
         open_memory_bytes,
         resident_file_bytes: bytes(hot),
+        planned_resident_bytes,
         resident_bytes,
+        resident_memory_bytes,
+        planned_bytes: fixed + planned_resident_bytes,
+        held_bytes: memory.weights + memory.scratch + resident_bytes,
         hot_us: Quantiles::of(&hot_ms.iter().map(|ms| ms * 1e3).collect::<Vec<_>>()),
         first_use_ms: Quantiles::of(&cold_ms),
         first_use_ms_per_mb: super::median(per_mb.collect()),

@@ -1,6 +1,9 @@
 //! The input rows of a projection in every form its kernels want, made once and shared by all linears and rows.
 
 use super::dot::{Floats, Ints, LANES, TILE, TILE_WEIGHTS};
+use super::plan::Sizes;
+use super::run::reserve;
+use crate::error::Result;
 use crate::quant::Bits;
 use crate::quant::activations::BLOCK;
 
@@ -107,6 +110,18 @@ impl Input {
     pub(super) fn ints(&self, order: Order) -> Ints<'_> {
         let tiles = &self.tiles[order as usize];
         Ints { values: &tiles.values, sums: &tiles.sums, scales: &tiles.scales, tiles: tiles.count }
+    }
+
+    /// Makes room for the longest pass.
+    pub(super) fn reserve(&mut self, sizes: &Sizes) -> Result<()> {
+        reserve(&mut self.plain, sizes.plain)?;
+        reserve(&mut self.halves, sizes.halves)?;
+        for (tiles, count) in self.tiles.iter_mut().zip(sizes.tiles) {
+            reserve(&mut tiles.values, count.saturating_mul(TILE_WEIGHTS))?;
+            reserve(&mut tiles.sums, count.saturating_mul(LANES))?;
+            reserve(&mut tiles.scales, count.saturating_mul(LANES))?;
+        }
+        Ok(())
     }
 
     /// Bytes held.

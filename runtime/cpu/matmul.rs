@@ -1,6 +1,6 @@
 //! A weight matrix read from its file, row by row: projections over blocks of rows.
 //!
-//! Invariant: no weight is copied; only zero points, which lie across rows in the file, are unpacked when a model loads.
+//! Invariant: no weight, scale or zero point is copied or laid out anew when a model loads: what is read is the file.
 
 use std::ops::Range;
 
@@ -27,61 +27,41 @@ pub(super) struct Projection {
     pub(super) rows: usize,
     /// K.
     pub(super) cols: usize,
-    storage: Stored,
+    storage: Storage,
 }
 
-enum Stored {
-    Dense(Tensor),
-    Packed {
-        scheme: Scheme,
-        words: Tensor,
-        scales: Tensor,
-        /// (R, groups).
-        zeros: Option<Vec<u8>>,
-    },
+/// What the kernels of a matrix read.
+pub(super) fn form(storage: &Storage, activations: Activations) -> Form {
+    match (storage, activations) {
+        (Storage::Dense(_), _) => Form::Plain,
+        (Storage::Packed { scheme, .. }, Activations::Int8) => Form::Int(Order::of(scheme.bits)),
+        (Storage::Packed { scheme: Scheme { bits: Bits::Int4, .. }, .. }, _) => Form::Halves,
+        (Storage::Packed { .. }, _) => Form::Plain,
+    }
 }
 
 impl Projection {
     /// Checks that scales are finite.
     pub(super) fn new(matrix: &Matrix) -> Result<Self> {
         matrix.scales()?;
-        let storage = match &matrix.storage {
-            Storage::Dense(tensor) => Stored::Dense(tensor.clone()),
-            Storage::Packed { scheme, words, scales, .. } => Stored::Packed {
-                scheme: *scheme,
-                words: words.clone(),
-                scales: scales.clone(),
-                zeros: matrix.zero_points(),
-            },
-        };
-        Ok(Self { rows: matrix.rows, cols: matrix.cols, storage })
+        Ok(Self { rows: matrix.rows, cols: matrix.cols, storage: matrix.storage.clone() })
     }
 
     /// What the kernels of this matrix read.
     pub(super) fn form(&self, activations: Activations) -> Form {
-        match (&self.storage, activations) {
-            (Stored::Dense(_), _) => Form::Plain,
-            (Stored::Packed { scheme, .. }, Activations::Int8) => Form::Int(Order::of(scheme.bits)),
-            (Stored::Packed { scheme: Scheme { bits: Bits::Int4, .. }, .. }, _) => Form::Halves,
-            (Stored::Packed { .. }, _) => Form::Plain,
-        }
+        form(&self.storage, activations)
     }
 
-    /// Bytes of the mapped tensors and of unpacked zero points.
+    /// Bytes of its tensors.
     pub(super) fn byte_len(&self) -> usize {
-        match &self.storage {
-            Stored::Dense(tensor) => tensor.bytes().len(),
-            Stored::Packed { words, scales, zeros, .. } => {
-                words.bytes().len() + scales.bytes().len() + zeros.as_ref().map_or(0, Vec::len)
-            }
-        }
+        self.storage.byte_len()
     }
 
     /// Row `row` as float32, for embeddings.
     pub(super) fn row(&self, row: usize, out: &mut [f32]) {
         match &self.storage {
-            Stored::Dense(tensor) => widen(tensor, row * self.cols, out),
-            Stored::Packed { scheme, words, .. } => {
+            Storage::Dense(tensor) => widen(tensor, row * self.cols, out),
+            Storage::Packed { scheme, words, .. } => {
                 let mut blocks = Blocks::default();
                 blocks.fill(self, row..row + 1);
                 let words = &words.elements::<u32>();
@@ -132,7 +112,7 @@ impl Projection {
             tensor.bytes().get(row * len..(row + 1) * len).unwrap_or_default()
         };
         match &self.storage {
-            Stored::Dense(tensor) => {
+            Storage::Dense(tensor) => {
                 let bytes = bytes(tensor, self.cols * tensor.dtype.size());
                 match tensor.dtype {
                     DType::F16 => Row::F16(bytes),
@@ -140,7 +120,7 @@ impl Projection {
                     _ => Row::F32(bytes),
                 }
             }
-            Stored::Packed { scheme, words, .. } => {
+            Storage::Packed { scheme, words, .. } => {
                 let places = at * blocks.stride..(at + 1) * blocks.stride;
                 Row::Packed(PackedRow {
                     bits: scheme.bits,
@@ -167,7 +147,7 @@ struct Blocks {
 
 impl Blocks {
     fn fill(&mut self, projection: &Projection, rows: Range<usize>) {
-        let Stored::Packed { scheme, scales, zeros, .. } = &projection.storage else { return };
+        let Storage::Packed { scheme, scales, zero_points, .. } = &projection.storage else { return };
         let groups = scheme.groups(projection.cols);
         let blocks = projection.cols.div_ceil(BLOCK);
         let per_group = scheme.group_size(projection.cols).div_ceil(BLOCK);
@@ -178,12 +158,23 @@ impl Blocks {
             self.groups.iter_mut().for_each(|scale| *scale *= 0.5);
         }
         spread(&self.groups, groups, per_group, blocks, self.stride, &mut self.scales);
-        if let Some(zeros) = zeros {
-            let zeros: Vec<i32> =
-                zeros[rows.start * groups..rows.end * groups].iter().map(|z| i32::from(*z)).collect();
+        if let Some(zeros) = zero_points {
+            let zeros = read_zeros(scheme.bits, zeros.bytes(), rows, groups);
             spread(&zeros, groups, per_group, blocks, self.stride, &mut self.zeros);
         }
     }
+}
+
+/// (rows, groups) zero points with the stored offset; in the file a word holds those of a few rows, lowest bits first.
+fn read_zeros(bits: Bits, bytes: &[u8], rows: Range<usize>, groups: usize) -> Vec<i32> {
+    let words = bytes.as_chunks::<4>().0;
+    let (count, per_word) = (bits.count(), 32 / bits.count());
+    let mask = (1u32 << count) - 1;
+    let row = |r: usize| {
+        let words = words.get(r / per_word * groups..(r / per_word + 1) * groups).unwrap_or_default();
+        words.iter().map(move |word| (u32::from_le_bytes(*word) >> (r % per_word * count) & mask) as i32)
+    };
+    rows.flat_map(row).collect()
 }
 
 /// Repeats each row's group values for every block of the group.

@@ -11,6 +11,7 @@ mod math;
 mod matmul;
 mod norm;
 mod observe;
+pub(crate) mod plan;
 mod rope;
 mod run;
 mod tail;
@@ -31,6 +32,7 @@ use crate::error::{Error, Result};
 use cache::Cache;
 use dot::Kernels;
 use matmul::Projection;
+use plan::Sizes;
 use run::{Run, Scratch};
 use tail::ResidentTail;
 use threads::Workers;
@@ -58,6 +60,8 @@ pub struct CpuDevice {
     caches: HashMap<CacheId, Cache>,
     tails: HashMap<TailId, ResidentTail>,
     scratch: Scratch,
+    /// What the scratch holds at least when a pass begins.
+    sizes: Sizes,
     /// Ids are never given twice, so that a stale one cannot name somebody else's cache.
     next_id: u64,
 }
@@ -76,6 +80,9 @@ impl CpuDevice {
         };
         let workers = Workers::new(options.threads)?;
         let projections = model.weights.matrices.iter().map(Projection::new).collect::<Result<_>>()?;
+        let sizes = Sizes::new(model, options.activations, options.max_tokens);
+        let mut scratch = Scratch::default();
+        scratch.reserve(&sizes)?;
         let info = DeviceInfo {
             kind: "cpu",
             name: processor(),
@@ -91,7 +98,8 @@ impl CpuDevice {
             workers,
             caches: HashMap::new(),
             tails: HashMap::new(),
-            scratch: Scratch::default(),
+            scratch,
+            sizes,
             next_id: 0,
         })
     }
@@ -114,6 +122,7 @@ impl CpuDevice {
         };
         let cache = self.caches.get_mut(&pass.cache).ok_or_else(|| unknown("cache", pass.cache.0))?;
         check_pass(&self.model.recipe, &self.info, pass, cache.capacity)?;
+        self.scratch.reserve(&self.sizes)?;
         let run = Run {
             recipe: &self.model.recipe,
             weights: &self.model.weights,
@@ -140,10 +149,8 @@ impl Device for CpuDevice {
     }
 
     fn memory(&self) -> DeviceMemory {
-        let weights: usize = self.projections.iter().map(Projection::byte_len).sum();
-        let vectors: usize = self.model.weights.vectors.iter().map(|v| 4 * v.len()).sum();
         DeviceMemory {
-            weights: (weights + vectors) as u64,
+            weights: plan::weights(&self.model.weights),
             caches: self.caches.values().map(|c| c.bytes).sum(),
             tails: self.tails.values().map(|t| t.bytes).sum(),
             scratch: self.scratch.byte_len() as u64,
@@ -171,6 +178,14 @@ impl Device for CpuDevice {
 
     fn drop_tail(&mut self, tail: TailId) {
         self.tails.remove(&tail);
+    }
+
+    fn tail_bytes(&self, tail: &Tail) -> u64 {
+        plan::tail_bytes(tail, self.info.activations)
+    }
+
+    fn trim(&mut self) {
+        self.scratch = Scratch::default();
     }
 
     fn read_cache(&mut self, cache: CacheId, positions: usize) -> Result<Vec<u8>> {

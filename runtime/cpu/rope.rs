@@ -1,6 +1,9 @@
 //! Rotary position embedding: angles of a pass's positions, made once and applied in every layer.
 
+use super::plan::Sizes;
+use super::run::reserve;
 use crate::arch::Rope;
+use crate::error::Result;
 
 /// Cosines and sines, (T, D/2) each.
 #[derive(Default)]
@@ -11,6 +14,17 @@ pub(super) struct Angles {
 }
 
 impl Angles {
+    /// Makes room for the longest pass.
+    pub(super) fn reserve(&mut self, sizes: &Sizes) -> Result<()> {
+        reserve(&mut self.cos, sizes.angles)?;
+        reserve(&mut self.sin, sizes.angles)
+    }
+
+    /// Bytes held.
+    pub(super) fn byte_len(&self) -> usize {
+        4 * (self.cos.capacity() + self.sin.capacity())
+    }
+
     /// Of the positions `first .. first + tokens`, computed in float64.
     pub(super) fn fill(&mut self, rope: &Rope, first: usize, tokens: usize) {
         self.half = rope.inverse_frequencies.len();

@@ -10,14 +10,16 @@ use super::math::silu;
 use super::matmul::Projection;
 use super::norm::rms_norm;
 use super::observe::{Inputs, Observer};
+use super::plan::Sizes;
 use super::rope::Angles;
 use super::tail::{LinearTail, ResidentTail};
 use super::threads::Workers;
 use crate::arch::{Activation, LinearId, Output, Recipe, Slot, Step, VectorId};
 use crate::device::{Activations, Answer, Want, Weights};
+use crate::error::{Error, Result};
 
 /// Tokens whose logits are computed together when all are wanted: bounds the working memory.
-const LOGIT_TOKENS: usize = 16;
+pub(super) const LOGIT_TOKENS: usize = 16;
 
 /// Working memory, kept from pass to pass and as large as the largest pass needed.
 #[derive(Default)]
@@ -63,8 +65,36 @@ impl Scratch {
             &self.staging,
             &self.inner,
         ];
-        4 * floats.iter().map(|v| v.capacity()).sum::<usize>() + self.input.byte_len()
+        let floats = floats.iter().map(|v| v.capacity()).sum::<usize>();
+        4 * floats + self.input.byte_len() + self.angles.byte_len()
     }
+
+    /// Makes room for all that a pass without branches needs, exactly; pages are the system's until they are written.
+    pub(super) fn reserve(&mut self, sizes: &Sizes) -> Result<()> {
+        for (floats, len) in [
+            (&mut self.residual, sizes.residual),
+            (&mut self.query, sizes.query),
+            (&mut self.key, sizes.key),
+            (&mut self.value, sizes.key),
+            (&mut self.attended, sizes.query),
+            (&mut self.gated, sizes.gated),
+            (&mut self.logits, sizes.logits),
+            (&mut self.staging, sizes.staging),
+        ] {
+            reserve(floats, len)?;
+        }
+        self.angles.reserve(sizes)?;
+        self.input.reserve(sizes)
+    }
+}
+
+/// Capacity for exactly `len` elements, or the error that there is no memory for them.
+pub(super) fn reserve<T>(of: &mut Vec<T>, len: usize) -> Result<()> {
+    of.try_reserve_exact(len.saturating_sub(of.len())).map_err(|e| Error::OutOfMemory {
+        what: "the working memory of a pass".into(),
+        bytes: len.saturating_mul(size_of::<T>()) as u64,
+        reason: e.to_string(),
+    })
 }
 
 /// What a pass reads, and the cache that it extends.
@@ -132,7 +162,8 @@ impl Run<'_> {
         match self.want {
             Want::Nothing => Answer::Nothing,
             Want::Argmax => Answer::Token(argmax(&scratch.logits)),
-            Want::LastLogits | Want::AllLogits => Answer::Logits(std::mem::take(&mut scratch.logits)),
+            Want::LastLogits => Answer::Logits(scratch.logits.clone()),
+            Want::AllLogits => Answer::Logits(std::mem::take(&mut scratch.logits)),
         }
     }
 

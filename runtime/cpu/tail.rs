@@ -7,7 +7,8 @@ use half::slice::HalfFloatSliceExt;
 
 use super::math::gelu;
 use super::matmul::Projection;
-use crate::adapter::{Branch, LowRank, Tail};
+use super::plan::halves;
+use crate::adapter::{Branch, Tail};
 use crate::device::Activations;
 use crate::error::{Error, Result};
 use crate::weights::{DType, Matrix, Tensor};
@@ -73,17 +74,12 @@ impl LinearTail {
             (0..rank).for_each(|j| up.extend((0..rows).map(|r| values[r * rank + j])));
             inner.extend(std::iter::repeat_n((branch.scaling, branch.kind.is_gelu()), rank));
         }
-        let halves = |side: fn(&Branch) -> &LowRank| {
-            // int8 times its scale is rounded once more by f16: not in the reference mode.
-            let exact = |m: &LowRank| matches!(m, LowRank::Float(_)) || activations == Activations::Int8;
-            list.iter().map(side).all(|m| m.fits_f16() && exact(m))
-        };
         let name = first.down.tensor().name.clone();
-        let down = match narrow(&down, halves(|b| &b.down)) {
+        let down = match narrow(&down, halves(list, |b| &b.down, activations)) {
             Some(halves) => Tensor::from_slice(&name, DType::F16, &[rank, cols], &halves)?,
             None => Tensor::from_f32(&name, &[rank, cols], &down)?,
         };
-        let up = match narrow(&up, halves(|b| &b.up)) {
+        let up = match narrow(&up, halves(list, |b| &b.up, activations)) {
             Some(halves) => Up::F16(halves),
             None => Up::F32(up),
         };

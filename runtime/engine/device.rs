@@ -2,10 +2,10 @@
 
 use super::DEFAULT_PREFILL_CHUNK;
 use super::load::{ActivationChoice, DeviceChoice, EngineOptions};
-use crate::cpu::{CpuDevice, CpuOptions};
-use crate::device::{Activations, Device, Model};
+use crate::cpu::{self, CpuDevice, CpuOptions};
+use crate::device::{Activations, Device, Footprint, Model};
 use crate::error::{Error, Result};
-use crate::gpu::{CapsMask, GpuChoice, GpuDevice, GpuOptions};
+use crate::gpu::{self, CapsMask, GpuChoice, GpuDevice, GpuOptions};
 use crate::session::Recovery;
 use crate::weights::Storage;
 
@@ -47,18 +47,40 @@ pub(super) fn open(
     }
 }
 
-fn cpu(model: &Model, options: &EngineOptions) -> Result<Box<dyn Device>> {
-    let (activations, max_tokens) = (activations(model, options), max_tokens(options));
-    let options = CpuOptions { threads: options.threads, activations, max_tokens, simd: None };
-    Ok(Box::new(CpuDevice::new(model, options)?))
+/// Told how much each device that may be taken would hold, first the one that is tried first.
+pub(super) fn footprints(model: &Model, options: &EngineOptions) -> Result<Vec<Footprint>> {
+    let mut found = Vec::new();
+    if options.device != DeviceChoice::Cpu {
+        match gpu::plan::footprint(model, &gpu_options(model, options)) {
+            Ok(footprint) => found.push(footprint),
+            Err(error) if !options.falls_back() => return Err(error),
+            Err(error) => log::info!("planning for the CPU: {error}"),
+        }
+    }
+    if options.device == DeviceChoice::Cpu || options.falls_back() {
+        found.push(cpu::plan::footprint(model, &cpu_options(model, options)));
+    }
+    Ok(found)
 }
 
-fn gpu(model: &Model, options: &EngineOptions, report: Report<'_>) -> Result<Box<dyn Device>> {
+fn cpu_options(model: &Model, options: &EngineOptions) -> CpuOptions {
+    let (activations, max_tokens) = (activations(model, options), max_tokens(options));
+    CpuOptions { threads: options.threads, activations, max_tokens, simd: None }
+}
+
+fn gpu_options(model: &Model, options: &EngineOptions) -> GpuOptions {
     let (activations, max_tokens) = (activations(model, options), max_tokens(options));
     // Software Vulkan is two to four times slower than the CPU device on the same cores.
     let choice = if options.device == DeviceChoice::Auto { GpuChoice::Hardware } else { GpuChoice::Any };
-    let options = GpuOptions { activations, max_tokens, choice, mask: CapsMask::default() };
-    Ok(Box::new(GpuDevice::with_progress(model, options, report)?))
+    GpuOptions { activations, max_tokens, choice, mask: CapsMask::default() }
+}
+
+fn cpu(model: &Model, options: &EngineOptions) -> Result<Box<dyn Device>> {
+    Ok(Box::new(CpuDevice::new(model, cpu_options(model, options))?))
+}
+
+fn gpu(model: &Model, options: &EngineOptions, report: Report<'_>) -> Result<Box<dyn Device>> {
+    Ok(Box::new(GpuDevice::with_progress(model, gpu_options(model, options), report)?))
 }
 
 fn activations(model: &Model, options: &EngineOptions) -> Activations {
@@ -73,17 +95,4 @@ fn activations(model: &Model, options: &EngineOptions) -> Activations {
 
 fn max_tokens(options: &EngineOptions) -> usize {
     options.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK)
-}
-
-/// The name of the device that [`open`] would take, without opening it.
-pub(super) fn choose(options: &EngineOptions) -> Result<String> {
-    let choice = match options.device {
-        DeviceChoice::Cpu => return Ok("CPU".to_owned()),
-        DeviceChoice::Gpu => GpuChoice::Any,
-        DeviceChoice::Auto => GpuChoice::Hardware,
-    };
-    match GpuDevice::probe(&choice) {
-        Err(_) if options.falls_back() => Ok("CPU".to_owned()),
-        found => found,
-    }
 }

@@ -8,10 +8,11 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::{Engine, EngineParts, device};
+use super::{Engine, EngineParts, device, plan};
 use crate::arch;
 use crate::device::{LoadProgress, Model, Weights};
 use crate::error::{Error, Result};
+use crate::memory::{MemoryOptions, MemoryPlan, MemoryPolicy};
 use crate::text::{Tokenizer, TokenizerConfig};
 use crate::weights::{ModelFolder, Storage, WeightAccess};
 
@@ -64,6 +65,8 @@ pub struct EngineOptions {
     pub prefix_folder: Option<PathBuf>,
     /// Whether base weights are computed on in their mapped files or copied first.
     pub weights: WeightAccess,
+    /// How much memory all of it may take, and what is done where that is not enough.
+    pub memory: MemoryOptions,
 }
 
 impl EngineOptions {
@@ -75,21 +78,21 @@ impl EngineOptions {
 /// What is known of a model folder before it is loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loadable {
-    /// Bytes of all weights.
+    /// Bytes of all weights in their files.
     pub weight_bytes: u64,
-    /// The device that would compute.
-    pub device: String,
+    /// What it would take, and on which device.
+    pub plan: MemoryPlan,
 }
 
 /// A model folder, opened: headers read, tensors mapped.
-struct Opened {
-    files: ModelFolder,
-    model: Model,
+pub(super) struct Opened {
+    pub(super) files: ModelFolder,
+    pub(super) model: Model,
     tokenizer_config: TokenizerConfig,
     tokenizer: Option<Tokenizer>,
 }
 
-fn open(folder: &Path, access: WeightAccess) -> Result<Opened> {
+pub(super) fn open(folder: &Path, access: WeightAccess) -> Result<Opened> {
     let files = ModelFolder::open(folder)?.with_access(access)?;
     let recipe = arch::recipe(files.config(), files.config_path())?;
     let weights = files.weights(&recipe)?;
@@ -100,6 +103,18 @@ fn open(folder: &Path, access: WeightAccess) -> Result<Opened> {
         false => None,
     };
     Ok(Opened { files, model, tokenizer_config, tokenizer })
+}
+
+impl Opened {
+    /// The same with its weights as [`WeightAccess`] says.
+    fn with_access(self, access: WeightAccess) -> Result<Self> {
+        if access == WeightAccess::Mapped {
+            return Ok(self);
+        }
+        let files = self.files.with_access(access)?;
+        let weights = Arc::new(files.weights(&self.model.recipe)?);
+        Ok(Self { model: Model { weights, ..self.model }, files, ..self })
+    }
 }
 
 impl Engine {
@@ -119,7 +134,11 @@ impl Engine {
     ) -> Result<Self> {
         let start = Instant::now();
         let folder = folder.as_ref();
-        let opened = open(folder, options.weights)?;
+        // Planned on the map: what does not fit is not copied either.
+        let opened = open(folder, WeightAccess::Mapped)?;
+        let plan = plan::settle(&opened, &options)?;
+        let options = plan::options(&plan, options);
+        let opened = opened.with_access(options.weights)?;
         let total_bytes = opened.model.weights.byte_len();
         let mut report = |loaded_bytes| match progress(LoadProgress { loaded_bytes, total_bytes }) {
             ControlFlow::Continue(()) => Ok(()),
@@ -128,6 +147,9 @@ impl Engine {
         report(0)?;
         let (device, recovery) = device::open(&opened.model, &options, &mut report)?;
         report(total_bytes)?;
+        if options.memory.policy == MemoryPolicy::Shrink {
+            log::info!("memory: {plan}");
+        }
         let files = opened.files;
         let mut engine = Self::from_parts(EngineParts {
             scheme: scheme(&opened.model.weights),
@@ -146,14 +168,16 @@ impl Engine {
             prefix_folder: options.prefix_folder,
             files: Some(files),
         })?;
+        engine.plan = Some(Arc::new(plan));
         engine.load_time = start.elapsed();
         Ok(engine)
     }
 
-    /// Whether a folder can be loaded with these options, as far as its headers and this machine's devices tell.
+    /// Whether a folder can be loaded with these options, as far as its headers, this machine's devices and its memory
+    /// tell.
     pub fn check(folder: impl AsRef<Path>, options: &EngineOptions) -> Result<Loadable> {
         let opened = open(folder.as_ref(), WeightAccess::Mapped)?;
-        Ok(Loadable { weight_bytes: opened.model.weights.byte_len(), device: device::choose(options)? })
+        Ok(Loadable { weight_bytes: opened.model.weights.byte_len(), plan: plan::settle(&opened, options)? })
     }
 }
 

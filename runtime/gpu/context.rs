@@ -10,6 +10,11 @@ use crate::error::{Error, Result};
 /// Bytes written between two submits: keeps wgpu's staging memory small (measured 4x faster than one large write).
 pub(super) const PIECE: usize = 4 << 20;
 
+/// Bytes of a buffer for so many.
+pub(super) fn buffer_bytes(bytes: u64) -> u64 {
+    bytes.checked_next_multiple_of(16).unwrap_or(u64::MAX).max(16)
+}
+
 /// What the callbacks of a device report.
 #[derive(Default)]
 struct Reports {
@@ -88,7 +93,7 @@ impl Context {
 
     /// A buffer of zeros; refuses what a binding cannot hold.
     pub(super) fn buffer(&self, what: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
-        let bytes = bytes.next_multiple_of(16).max(16);
+        let bytes = buffer_bytes(bytes);
         let binding = if usage.contains(wgpu::BufferUsages::STORAGE) {
             self.limits.max_storage_buffer_binding_size
         } else {

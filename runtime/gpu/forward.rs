@@ -7,6 +7,7 @@ use super::tail::GpuTail;
 use crate::arch::{Output, Slot, Step};
 use crate::device::{Answer, Forward, Want};
 use crate::error::Result;
+use crate::memory::LOGIT_BYTES;
 
 impl GpuDevice {
     /// Writes what the pass reads: ids and the angles of its positions.
@@ -135,7 +136,7 @@ impl GpuDevice {
             }
             Want::AllLogits => {
                 // As many rows at once as one buffer takes; the first of them in the submit of the layers.
-                let limit = self.caps.max_binding.min(self.context.limits.max_buffer_size);
+                let limit = self.caps.max_binding.min(self.context.limits.max_buffer_size).min(LOGIT_BYTES);
                 let most = (limit / row).max(1) as usize;
                 let most = most.min(tokens);
                 self.scratch.grow_logits(&self.context, most, vocab)?;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::context::{Context, PIECE};
+use super::context::{Context, PIECE, buffer_bytes};
 use super::pipeline::Pipelines;
 use crate::error::{Error, Result};
 use crate::kernels::project::{MatrixKind, ScaleKind, WeightKind};
@@ -37,11 +37,27 @@ pub(super) struct Part {
     zeros: wgpu::Buffer,
 }
 
-impl GpuMatrix {
-    /// Copies a matrix from its file.
-    pub(super) fn upload(context: &Context, caps: &Caps, matrix: &Matrix) -> Result<Self> {
+/// How a matrix is going to lie on the GPU, from its header and its scales' precision.
+pub(super) struct Layout {
+    pub(super) kind: MatrixKind,
+    /// Blocks of a row.
+    blocks: usize,
+    groups: usize,
+    group_blocks: usize,
+    /// Bytes of a row.
+    padded: usize,
+    /// Rows behind one binding.
+    per_part: usize,
+    rows: usize,
+    /// Rows whose zero points share a word; 0 where there are none.
+    zero_rows: usize,
+}
+
+impl Layout {
+    /// `half`: whether f16 holds every scale.
+    pub(super) fn new(caps: &Caps, matrix: &Matrix, half: bool) -> Result<Self> {
         let blocks = matrix.cols.div_ceil(BLOCK);
-        let (kind, tensor, groups, group_blocks) = match &matrix.storage {
+        let (kind, groups, group_blocks) = match &matrix.storage {
             Storage::Dense(tensor) => {
                 let weights = match tensor.dtype {
                     DType::F32 => WeightKind::F32,
@@ -52,28 +68,63 @@ impl GpuMatrix {
                         return Err(Error::tensor(tensor.path(), &tensor.name, reason));
                     }
                 };
-                (MatrixKind { weights, scales: ScaleKind::None }, tensor, 1, blocks)
+                (MatrixKind { weights, scales: ScaleKind::None }, 1, blocks)
             }
-            Storage::Packed { scheme, words, .. } => {
+            Storage::Packed { scheme, .. } => {
                 let weights = match scheme.bits {
                     Bits::Int2 => WeightKind::Int2,
                     Bits::Int3 => WeightKind::Int3,
                     Bits::Int4 => WeightKind::Int4,
                     Bits::Int8 => WeightKind::Int8,
                 };
-                let half = matrix.scales()?.unwrap_or_default().iter().all(|s| exact_in_f16(*s));
                 let scales = ScaleKind::Stored { half, symmetric: scheme.symmetric };
                 let group_blocks = scheme.group_size(matrix.cols).div_ceil(BLOCK);
-                (MatrixKind { weights, scales }, words, scheme.groups(matrix.cols), group_blocks)
+                (MatrixKind { weights, scales }, scheme.groups(matrix.cols), group_blocks)
             }
         };
         let padded = blocks * bytes_per_block(kind.weights);
+        let per_part = rows_per_part(caps, matrix.rows, padded.max(groups * 4), &matrix.tensor().name)?;
+        let zero_rows = match &matrix.storage {
+            Storage::Packed { scheme, zero_points: Some(_), .. } => 32 / scheme.bits.count(),
+            _ => 0,
+        };
+        Ok(Self { kind, blocks, groups, group_blocks, padded, per_part, rows: matrix.rows, zero_rows })
+    }
+
+    /// The rows of each part.
+    pub(super) fn parts(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (rows, per_part) = (self.rows, self.per_part);
+        (0..rows).step_by(per_part).map(move |first| first..(first + per_part).min(rows))
+    }
+
+    /// Bytes of all buffers.
+    pub(super) fn bytes(&self) -> u64 {
+        let of = |rows: Range<usize>| {
+            let scales = match self.kind.scales {
+                ScaleKind::None => 0,
+                ScaleKind::Stored { half, .. } => rows.len() * self.groups * if half { 2 } else { 4 },
+            };
+            let zeros = match self.zero_rows {
+                0 => 0,
+                per => (rows.end.div_ceil(per) - rows.start / per) * self.groups * 4,
+            };
+            [rows.len() * self.padded, scales, zeros].map(|n| buffer_bytes(n as u64)).iter().sum::<u64>()
+        };
+        self.parts().map(of).sum()
+    }
+}
+
+impl GpuMatrix {
+    /// Copies a matrix from its file.
+    pub(super) fn upload(context: &Context, caps: &Caps, matrix: &Matrix) -> Result<Self> {
+        let half = matrix.scales()?.unwrap_or_default().iter().all(|s| exact_in_f16(*s));
+        let layout = Layout::new(caps, matrix, half)?;
+        let Layout { kind, blocks, groups, group_blocks, padded, .. } = layout;
+        let tensor = matrix.tensor();
         let name = tensor.name.to_string();
-        let per_part = rows_per_part(caps, matrix.rows, padded.max(groups * 4), &name)?;
         let mut this =
             Self { kind, cols: matrix.cols, blocks, groups, group_blocks, parts: Vec::new(), bytes: 0 };
-        for first in (0..matrix.rows).step_by(per_part) {
-            let rows = first..(first + per_part).min(matrix.rows);
+        for rows in layout.parts() {
             let weights = context.storage(&name, (rows.len() * padded) as u64)?;
             copy_rows(context, &weights, tensor, matrix.rows, rows.clone(), padded)?;
             let (scales, zeros) = scales(context, matrix, kind.scales, rows.clone(), groups)?;
@@ -131,7 +182,7 @@ fn rows_per_part(caps: &Caps, rows: usize, row_bytes: usize, name: &str) -> Resu
 }
 
 /// A normal f16 (or zero): some GPUs flush the subnormal ones.
-fn exact_in_f16(value: f32) -> bool {
+pub(super) fn exact_in_f16(value: f32) -> bool {
     let half = f16::from_f32(value);
     half.to_f32() == value && (half.is_normal() || value == 0.0)
 }

@@ -13,6 +13,7 @@ mod forward;
 mod matrix;
 mod options;
 mod pipeline;
+pub(crate) mod plan;
 mod record;
 mod scratch;
 mod select;
@@ -37,7 +38,7 @@ use cache::{GpuCache, Lines};
 use context::Context;
 use matrix::GpuMatrix;
 use pipeline::Pipelines;
-use scratch::{Scratch, widest_row};
+use scratch::Scratch;
 use tail::{GpuTail, TailOptions};
 
 /// A model on a GPU.
@@ -84,17 +85,20 @@ impl GpuDevice {
         let opened = select::open(&options.choice)?;
         let (context, caps) = (opened.context, options.mask.apply(opened.caps));
         let recipe = &model.recipe;
-        let row = (widest_row(recipe) * 4) as u64;
-        let limit = context.limits.max_storage_buffer_binding_size.min(context.limits.max_buffer_size);
-        let most = (limit / row).min(u64::from(context.limits.max_compute_workgroups_per_dimension)) as usize;
-        let max_tokens = options.max_tokens.min(most.max(1));
+        let max_tokens = plan::most_tokens(recipe, &context.limits, options.max_tokens);
 
         let mut pipelines = Pipelines::default();
         let (mut matrices, mut placed) = (Vec::new(), 0);
         for matrix in &model.weights.matrices {
             matrices.push(GpuMatrix::upload(&context, &caps, matrix)?);
+            // The GPU has its own copy now.
+            matrix.release_pages();
             placed += matrix.byte_len() as u64;
             report(placed)?;
+        }
+        // Once more: the system maps pages around those that are touched.
+        for matrix in &model.weights.matrices {
+            matrix.release_pages();
         }
         let mut linears = Vec::new();
         for linear in &recipe.linears {
@@ -124,7 +128,8 @@ impl GpuDevice {
         let placeholder = context.storage("the placeholder of a norm", 16)?;
         let no_norm = pipelines.bind(&context, &[Binding::Read], &[&placeholder])?;
         let int8 = options.activations == Activations::Int8;
-        let scratch = Scratch::new(&context, recipe, &matrices, max_tokens, caps.family, int8)?;
+        let layouts: Vec<_> = matrices.iter().map(|m| (m.kind, m.parts.len())).collect();
+        let scratch = Scratch::new(&context, recipe, &layouts, max_tokens, caps.family, int8)?;
         let info = DeviceInfo {
             kind: "gpu",
             name: opened.name,
@@ -194,6 +199,14 @@ impl GpuDevice {
         position_bytes(&self.model.recipe.shape, self.info.activations)
     }
 
+    fn tail_options(&self) -> TailOptions {
+        TailOptions {
+            activations: self.info.activations,
+            half: self.caps.f16,
+            max_tokens: self.info.max_tokens,
+        }
+    }
+
     fn lines(&self) -> Lines {
         Lines::new(&self.model.recipe.shape, self.info.activations == Activations::Int8)
     }
@@ -228,11 +241,7 @@ impl Device for GpuDevice {
 
     fn load_tail(&mut self, tail: &Tail) -> Result<TailId> {
         check_tail(&self.model.recipe, tail)?;
-        let options = TailOptions {
-            activations: self.info.activations,
-            half: self.caps.f16,
-            max_tokens: self.info.max_tokens,
-        };
+        let options = self.tail_options();
         let (context, recipe) = (&self.context, &self.model.recipe);
         let resident = GpuTail::upload(context, &mut self.pipelines, recipe, &self.matrices, tail, &options)?;
         let id = TailId(self.new_id());
@@ -242,6 +251,15 @@ impl Device for GpuDevice {
 
     fn drop_tail(&mut self, tail: TailId) {
         self.tails.remove(&tail);
+    }
+
+    fn tail_bytes(&self, tail: &Tail) -> u64 {
+        tail::tail_bytes(&self.model.recipe, &self.matrices, tail, &self.tail_options())
+    }
+
+    fn trim(&mut self) {
+        // A device that is lost meanwhile says so at its next use.
+        let _ = self.scratch.trim(&self.context, self.model.recipe.shape.vocab);
     }
 
     fn read_cache(&mut self, cache: CacheId, positions: usize) -> Result<Vec<u8>> {

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use super::context::Context;
-use super::matrix::GpuMatrix;
+use super::context::{Context, buffer_bytes};
 use super::pipeline::{PARAMS_STRIDE, Pipelines};
 use crate::arch::{ModelShape, Recipe, Slot, Step};
 use crate::error::Result;
 use crate::kernels::attention::Spans;
 use crate::kernels::prepare::Order;
+use crate::kernels::project::MatrixKind;
 use crate::kernels::{BLOCK, Binding, Family};
 
 /// A buffer of working memory.
@@ -64,39 +64,23 @@ impl Scratch {
     pub(super) fn new(
         context: &Context,
         recipe: &Recipe,
-        matrices: &[GpuMatrix],
+        layouts: &[(MatrixKind, usize)],
         max_tokens: usize,
         family: Family,
         int8: bool,
     ) -> Result<Self> {
-        let shape = &recipe.shape;
-        let widest = recipe.matrices.iter().map(|m| m.cols.div_ceil(BLOCK)).max().unwrap_or(1);
         let mut buffers = HashMap::new();
-        let mut place = |place: Place, what: &str, bytes: usize| -> Result<()> {
-            buffers.insert(place, context.storage(what, bytes as u64)?);
-            Ok(())
-        };
-        for slot in [Slot::Residual, Slot::Query, Slot::Key, Slot::Value, Slot::Attended, Slot::Gated] {
-            place(Place::Slot(slot), &format!("{slot:?}"), max_tokens * stride(shape, slot) * 4)?;
-        }
-        place(Place::Slot(Slot::Logits), "logits", shape.vocab * 4)?;
-        place(Place::Prepared, "prepared inputs", max_tokens * widest * BLOCK * 4)?;
-        if int8 {
-            let read = |order: &Order| {
-                matrices.iter().any(|m| m.kind.is_packed() && Order::of(m.kind.weights) == *order)
+        for (place, bytes) in places(recipe, layouts, max_tokens, family, int8) {
+            let what = format!("working memory for {place:?}");
+            let usage = match place {
+                Place::Params => wgpu::BufferUsages::UNIFORM,
+                _ => wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
             };
-            for order in Order::ALL.into_iter().filter(read) {
-                place(Place::Rounded(order), "rounded inputs", max_tokens * widest * 48)?;
-            }
+            buffers.insert(place, context.buffer(&what, bytes, usage)?);
         }
-        place(Place::Tokens, "token ids", max_tokens * 4)?;
-        place(Place::Angles, "angles", max_tokens * (shape.head_dim / 2) * 8)?;
-        place(Place::Spans, "attention spans", 4 * Spans::busy(family) * (shape.head_dim + 2) * 4)?;
-        place(Place::Token, "the likeliest token", 4)?;
-        let params = most_dispatches(recipe, matrices) as u64 * PARAMS_STRIDE;
-        let params = context.buffer("parameters", params, wgpu::BufferUsages::UNIFORM)?;
-        buffers.insert(Place::Params, params);
-        Ok(Self { buffers, groups: HashMap::new(), readback: None })
+        let mut this = Self { buffers, groups: HashMap::new(), readback: None };
+        this.readback(context, logit_bytes(recipe))?;
+        Ok(this)
     }
 
     /// A buffer.
@@ -145,19 +129,76 @@ impl Scratch {
         Ok(buffer)
     }
 
+    /// Lets go of what more than one row of logits needed.
+    pub(super) fn trim(&mut self, context: &Context, vocab: usize) -> Result<()> {
+        let (place, bytes) = (Place::Slot(Slot::Logits), buffer_bytes(vocab as u64 * 4));
+        if self.buffers.get(&place).is_some_and(|b| b.size() > bytes) {
+            self.buffers.remove(&place);
+            self.readback = None;
+            self.grow_logits(context, 1, vocab)?;
+            self.readback(context, bytes)?;
+        }
+        Ok(())
+    }
+
     /// Bytes held.
     pub(super) fn byte_len(&self) -> u64 {
         self.buffers.values().chain(&self.readback).map(wgpu::Buffer::size).sum()
     }
 }
 
+/// Bytes of one row of logits.
+fn logit_bytes(recipe: &Recipe) -> u64 {
+    recipe.shape.vocab as u64 * 4
+}
+
+/// Every buffer of working memory and its bytes; `layouts` has each matrix's kind and in how many parts it lies.
+fn places(
+    recipe: &Recipe,
+    layouts: &[(MatrixKind, usize)],
+    max_tokens: usize,
+    family: Family,
+    int8: bool,
+) -> Vec<(Place, u64)> {
+    let shape = &recipe.shape;
+    let widest = recipe.matrices.iter().map(|m| m.cols.div_ceil(BLOCK)).max().unwrap_or(1);
+    let tokens = |row: usize| (max_tokens as u64).saturating_mul(row as u64);
+    let slots = [Slot::Residual, Slot::Query, Slot::Key, Slot::Value, Slot::Attended, Slot::Gated];
+    let mut places: Vec<(Place, u64)> =
+        slots.iter().map(|slot| (Place::Slot(*slot), tokens(stride(shape, *slot) * 4))).collect();
+    places.push((Place::Slot(Slot::Logits), logit_bytes(recipe)));
+    places.push((Place::Prepared, tokens(widest * BLOCK * 4)));
+    let read =
+        |order: &Order| int8 && layouts.iter().any(|(k, _)| k.is_packed() && Order::of(k.weights) == *order);
+    places.extend(Order::ALL.into_iter().filter(read).map(|o| (Place::Rounded(o), tokens(widest * 48))));
+    places.push((Place::Tokens, tokens(4)));
+    places.push((Place::Angles, tokens(shape.head_dim / 2 * 8)));
+    places.push((Place::Spans, (4 * Spans::busy(family) * (shape.head_dim + 2) * 4) as u64));
+    places.push((Place::Token, 4));
+    places.push((Place::Params, most_dispatches(recipe, layouts) as u64 * PARAMS_STRIDE));
+    places
+}
+
+/// What [`Scratch::new`] allocates.
+pub(super) fn scratch_bytes(
+    recipe: &Recipe,
+    layouts: &[(MatrixKind, usize)],
+    max_tokens: usize,
+    family: Family,
+    int8: bool,
+) -> u64 {
+    let sizes = places(recipe, layouts, max_tokens, family, int8);
+    let sizes = sizes.iter().map(|(_, bytes)| *bytes).chain([logit_bytes(recipe)]);
+    sizes.fold(0, |sum, bytes| sum.saturating_add(buffer_bytes(bytes)))
+}
+
 /// The most dispatches of one submit.
-fn most_dispatches(recipe: &Recipe, matrices: &[GpuMatrix]) -> usize {
+fn most_dispatches(recipe: &Recipe, layouts: &[(MatrixKind, usize)]) -> usize {
     let of = |step: &Step| match step {
-        Step::Embed { table } => matrices[table.0].parts.len(),
+        Step::Embed { table } => layouts[table.0].1,
         // Two orders of rounding, one shrink, the linears.
         Step::Project { linears, .. } => {
-            3 + linears.iter().map(|id| matrices[recipe.linears[id.0].matrix.0].parts.len()).sum::<usize>()
+            3 + linears.iter().map(|id| layouts[recipe.linears[id.0].matrix.0].1).sum::<usize>()
         }
         Step::Attend { .. } => 3,
     };

@@ -144,33 +144,69 @@ pub(super) fn probe(choice: &GpuChoice) -> Result<String> {
     Ok(pick(choice)?.get_info().name)
 }
 
-/// Opens the wanted GPU with the limits and features that help.
-pub(super) fn open(choice: &GpuChoice) -> Result<Opened> {
+/// What is known of a GPU without opening it.
+pub(super) struct Facts {
+    pub(super) name: String,
+    pub(super) caps: Caps,
+    pub(super) limits: wgpu::Limits,
+    /// Whether its memory is the system's.
+    pub(super) in_system_memory: bool,
+}
+
+/// Those of the GPU that [`open`] would open.
+pub(super) fn facts(choice: &GpuChoice) -> Result<Facts> {
     let adapter = pick(choice)?;
     let info = adapter.get_info();
+    let limits = limits(&adapter);
+    Ok(Facts {
+        caps: caps(&info, features(&adapter), &limits),
+        limits,
+        in_system_memory: info.device_type != wgpu::DeviceType::DiscreteGpu,
+        name: info.name,
+    })
+}
+
+/// What the device is opened with.
+fn limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
     let offered = adapter.limits();
     let mut limits = wgpu::Limits::default().or_worse_values_from(&offered);
     limits.max_buffer_size = offered.max_buffer_size;
     limits.max_storage_buffer_binding_size = offered.max_storage_buffer_binding_size;
-    let features = adapter.features() & (wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP);
+    limits
+}
+
+/// Likewise.
+fn features(adapter: &wgpu::Adapter) -> wgpu::Features {
+    adapter.features() & (wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP)
+}
+
+fn caps(info: &wgpu::AdapterInfo, features: wgpu::Features, limits: &wgpu::Limits) -> Caps {
+    let subgroups = features.contains(wgpu::Features::SUBGROUP);
+    Caps {
+        family: if info.device_type == wgpu::DeviceType::Cpu { Family::Lanes } else { Family::Split },
+        subgroups,
+        subgroup_size: if subgroups { info.subgroup_min_size } else { 0 },
+        f16: features.contains(wgpu::Features::SHADER_F16),
+        max_binding: limits.max_storage_buffer_binding_size,
+    }
+}
+
+/// Opens the wanted GPU with the limits and features that help.
+pub(super) fn open(choice: &GpuChoice) -> Result<Opened> {
+    let adapter = pick(choice)?;
+    let info = adapter.get_info();
+    let features = features(&adapter);
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("calora"),
         required_features: features,
-        required_limits: limits,
+        required_limits: limits(&adapter),
         ..Default::default()
     };
     let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| {
         Error::NoDevice { wanted: "gpu".into(), reason: format!("{} refused to open: {e}", info.name) }
     })?;
     let context = Context::new(device, queue);
-    let has_subgroups = features.contains(wgpu::Features::SUBGROUP);
-    let caps = Caps {
-        family: if info.device_type == wgpu::DeviceType::Cpu { Family::Lanes } else { Family::Split },
-        subgroups: has_subgroups,
-        subgroup_size: if has_subgroups { info.subgroup_min_size } else { 0 },
-        f16: features.contains(wgpu::Features::SHADER_F16),
-        max_binding: context.limits.max_storage_buffer_binding_size,
-    };
+    let caps = caps(&info, features, &context.limits);
     let detail = format!("{} {:?}, {} {}", info.backend, info.device_type, info.driver, info.driver_info);
     Ok(Opened { context, caps, name: info.name, detail })
 }

@@ -4,7 +4,7 @@
 
 use half::f16;
 
-use super::context::Context;
+use super::context::{Context, buffer_bytes};
 use super::matrix::GpuMatrix;
 use super::pipeline::Pipelines;
 use crate::adapter::{Branch, LowRank, Tail};
@@ -13,6 +13,7 @@ use crate::device::Activations;
 use crate::error::{Error, Result};
 use crate::kernels::project::{self, TailKind};
 use crate::kernels::{BLOCK, CHUNK, shrink};
+use crate::weights::DType;
 
 /// The branches of one step's linears.
 pub(super) struct StepTail {
@@ -134,6 +135,41 @@ impl GpuTail {
         }
         Ok(linear)
     }
+}
+
+/// What [`GpuTail::upload`] allocates, at most: values that f16 happens to hold take half.
+pub(super) fn tail_bytes(recipe: &Recipe, matrices: &[GpuMatrix], tail: &Tail, options: &TailOptions) -> u64 {
+    let none = Vec::new();
+    let branches = |id: &LinearId| tail.branches.get(id.0).unwrap_or(&none);
+    let half = options.activations == Activations::Int8
+        && tail.branches.iter().flatten().all(|b| b.down.fits_f16() && b.up.fits_f16())
+        || tail.branches.iter().flatten().flat_map(|b| [&b.down, &b.up]).all(is_f16);
+    let element = if half { 2 } else { 4 };
+    let (mut bytes, mut widest) = (0, 0);
+    for step in &recipe.steps {
+        let Step::Project { linears, .. } = step else { continue };
+        let (mut ranks, mut width) = (0, 0);
+        for id in linears {
+            let rank = padded_rank(branches(id));
+            ranks += rank;
+            width = recipe.linear_shape(*id).1.next_multiple_of(BLOCK);
+            if rank > 0 {
+                let parts = &matrices[recipe.linears[id.0].matrix.0].parts;
+                let ups = parts.iter().map(|part| buffer_bytes((part.rows.len() * rank * element) as u64));
+                bytes += ups.sum::<u64>();
+            }
+        }
+        if ranks > 0 {
+            bytes += buffer_bytes((ranks * width * element) as u64) + buffer_bytes(ranks as u64 * 8);
+        }
+        widest = widest.max(ranks);
+    }
+    bytes + buffer_bytes((options.max_tokens * widest * 4) as u64)
+}
+
+/// Whether it is stored as what it is kept as.
+fn is_f16(half: &LowRank) -> bool {
+    matches!(half, LowRank::Float(tensor) if tensor.dtype == DType::F16)
 }
 
 /// Ranks of one linear, padded to whole chunks.

@@ -5,19 +5,21 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::prefixes::{Prefix, WORTHWHILE};
 use super::residency::Residency;
 use super::resident::{AdapterList, CacheHandle, ResidentAdapter, is, list};
 use super::seat::Placed;
 use super::shared::Shared;
+use super::slot::Slot;
 use crate::device::{Answer, CacheId, Forward, Want};
 use crate::error::{Error, Result};
 
 /// A cache on the device and its content.
 #[derive(Debug)]
 pub(super) struct Cache {
-    /// Absent after [`Cache::release`], until it is needed again.
+    /// Absent after [`Cache::release`], or when the engine took it back, until it is needed again.
     handle: Option<CacheHandle>,
     positions: usize,
     tokens: Vec<u32>,
@@ -27,6 +29,8 @@ pub(super) struct Cache {
     held: usize,
     /// How many of the first tokens count whatever computed them, because the caller wants it so.
     accepted: usize,
+    /// Whether a response is in progress.
+    responding: bool,
 }
 
 /// Tokens that were computed at once.
@@ -47,13 +51,21 @@ impl Cache {
             return Err(Error::option("context_size", positions, reason));
         }
         let handle = Some(CacheHandle::new(shared, positions)?);
-        Ok(Self { handle, positions, tokens: Vec::new(), passes: Vec::new(), held: 0, accepted: 0 })
+        Ok(Self {
+            handle,
+            positions,
+            tokens: Vec::new(),
+            passes: Vec::new(),
+            held: 0,
+            accepted: 0,
+            responding: false,
+        })
     }
 
     /// Gives the memory back; whether there was any.
     pub(super) fn release(&mut self) -> bool {
         self.truncate(0);
-        self.handle.take().is_some()
+        self.handle.take().is_some_and(|handle| handle.is_current())
     }
 
     pub(super) fn positions(&self) -> usize {
@@ -126,12 +138,16 @@ impl Cache {
         list: &Arc<AdapterList>,
     ) -> Result<()> {
         self.truncate(0);
-        let (cache, bytes) = (self.place(shared)?, &prefix.bytes[..len * shared.position_bytes]);
-        let written = shared.call(cache.epoch, |device| device.write_cache(cache.id, bytes))?;
+        let (slot, bytes) = (self.place(shared)?, &prefix.bytes[..len * shared.position_bytes]);
+        let Placed { id, epoch } = slot.placed;
+        let written = match slot.enter() {
+            Some(_in_use) => shared.call(epoch, |device| device.write_cache(id, bytes))?,
+            None => None,
+        };
         for chunk in prefix.tokens[..len].chunks(shared.prefill_chunk) {
             self.append(chunk, list.clone());
         }
-        // Where another session has just lost the device, the journal says what to compute.
+        // Where the cache has just gone, the journal says what to compute.
         self.held = if written.is_some() { len } else { 0 };
         Ok(())
     }
@@ -150,7 +166,8 @@ impl Cache {
         if tokens.len() < WORTHWHILE || !shared.prefixes.takes(size) || shared.prefixes.holds(key, tokens) {
             return Ok(None);
         }
-        let Placed { id, epoch } = handle.placed();
+        let Placed { id, epoch } = handle.slot().placed;
+        let Some(_in_use) = handle.slot().enter() else { return Ok(None) };
         let bytes = shared.call(epoch, |device| device.read_cache(id, tokens.len()))?;
         let Some(bytes) = bytes else { return Ok(None) };
         Ok(shared.prefixes.put(Prefix { adapters: key.clone(), tokens: tokens.to_vec(), bytes }))
@@ -188,7 +205,7 @@ impl Cache {
     }
 
     /// One pass over `tokens` at the cache's end; `None` when it was not this pass's turn, so that it is to be tried again:
-    /// a pass of the journal was computed instead, or another session has just lost the device.
+    /// a pass of the journal was computed instead, or the cache has just gone.
     pub(super) fn extend(
         &mut self,
         residency: &Residency,
@@ -197,7 +214,9 @@ impl Cache {
         want: Want,
     ) -> Result<Option<Answer>> {
         let shared = residency.shared();
-        let cache = self.place(shared)?;
+        let slot = self.place(shared)?;
+        let cache = slot.placed;
+        let Some(_in_use) = slot.enter() else { return Ok(None) };
         if let Some((range, list)) = self.missing() {
             let adapters = residency.get(&list.items)?;
             let tokens = &self.tokens[range.clone()];
@@ -221,14 +240,24 @@ impl Cache {
     }
 
     /// The cache on the device that computes now; a new one holds nothing.
-    fn place(&mut self, shared: &Arc<Shared>) -> Result<Placed<CacheId>> {
+    fn place(&mut self, shared: &Arc<Shared>) -> Result<Arc<Slot>> {
         self.handle = self.handle.take().filter(CacheHandle::is_current);
-        match &self.handle {
-            Some(handle) => Ok(handle.placed()),
+        let handle = match &self.handle {
+            Some(handle) => handle,
             None => {
                 self.held = 0;
-                Ok(self.handle.insert(CacheHandle::new(shared, self.positions)?).placed())
+                self.handle.insert(CacheHandle::new(shared, self.positions)?)
             }
+        };
+        handle.slot().responding.store(self.responding, Ordering::Release);
+        Ok(handle.slot().clone())
+    }
+
+    /// Says whether a response is in progress, during which the engine does not take the cache back.
+    pub(super) fn set_responding(&mut self, responding: bool) {
+        self.responding = responding;
+        if let Some(handle) = &self.handle {
+            handle.slot().responding.store(responding, Ordering::Release);
         }
     }
 }

@@ -148,6 +148,7 @@ impl Generation {
     pub fn roll_back(&mut self, session: &mut Session) {
         if self.begun && !self.is_over() && session.generation == self.serial {
             session.cache.truncate(self.reused);
+            session.cache.set_responding(false);
         }
         self.phase = Phase::Over;
     }
@@ -186,6 +187,7 @@ impl Generation {
         let begun = Instant::now();
         let want = self.want();
         if !std::mem::replace(&mut self.begun, true) {
+            session.cache.set_responding(true);
             self.begin(session)?;
         }
         let is_last = self.prompt_len - session.cache.len() <= session.shared.prefill_chunk;
@@ -290,6 +292,7 @@ impl Generation {
             None => session.messages.clear(),
         }
         self.phase = Phase::Over;
+        session.cache.set_responding(false);
         Ok(Progress::Chunk(ResponseChunk { text, finish_reason: Some(reason), usage: Some(usage) }))
     }
 

@@ -18,6 +18,7 @@ pub mod resident;
 pub mod sampler;
 pub(crate) mod seat;
 pub(crate) mod shared;
+pub(crate) mod slot;
 pub mod stop;
 mod stream;
 mod switching;

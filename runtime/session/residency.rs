@@ -18,7 +18,7 @@ pub(crate) const DEFAULT_BUDGET: u64 = 64 << 20;
 pub struct ResidentList {
     /// The adapters and their scales.
     pub adapters: Vec<(BoundAdapter, f32)>,
-    /// Bytes of their branches in their files, close to what they take on a device.
+    /// Bytes of their branches on the device, at most.
     pub bytes: u64,
     /// How many sessions, and others that made them resident ahead of time, hold them; 0 where only the budget does.
     pub holders: usize,

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::seat::Placed;
 use super::shared::Shared;
+use super::slot::Slot;
 use super::task::TaskDefaults;
 use crate::adapter::{Canary, Tail};
-use crate::device::{CacheId, TailId};
+use crate::device::TailId;
 use crate::error::Result;
 
 /// Adapters and the bits of their scales, in order: two lists compute the same if this is the same.
@@ -116,7 +117,7 @@ impl ResidentAdapter {
         self.0.adapters()
     }
 
-    /// Bytes of the branches in their files, close to what they take on a device.
+    /// Bytes of the branches on the device, at most.
     pub(crate) fn bytes(&self) -> u64 {
         self.0.bytes()
     }
@@ -142,7 +143,7 @@ pub(crate) struct Resident {
 impl Resident {
     pub(crate) fn load(shared: &Arc<Shared>, list: AdapterList) -> Result<Self> {
         let tail = Mutex::new(place(shared, &list.items)?);
-        let bytes = list.items.iter().map(|(adapter, _)| adapter.tail().byte_len() as u64).sum();
+        let bytes = shared.tail_bytes(&stack(&list.items))?;
         Ok(Self { shared: shared.clone(), tail, list: Arc::new(list), bytes })
     }
 
@@ -155,11 +156,16 @@ impl Resident {
     }
 }
 
+/// All branches of the adapters, still in their files.
+fn stack(adapters: &[(BoundAdapter, f32)]) -> Tail {
+    let parts: Vec<(&Tail, f32)> = adapters.iter().map(|(a, scale)| (a.tail(), *scale)).collect();
+    Tail::stack(&parts)
+}
+
 /// Stacks adapters and loads them.
 fn place(shared: &Shared, adapters: &[(BoundAdapter, f32)]) -> Result<Placed<TailId>> {
-    let parts: Vec<(&Tail, f32)> = adapters.iter().map(|(a, scale)| (a.tail(), *scale)).collect();
     // Copied before the device's lock is taken: reading a file may take long.
-    let tail = Tail::stack(&parts).copied()?;
+    let tail = stack(adapters).copied()?;
     shared.place(|device| device.load_tail(&tail))
 }
 
@@ -174,27 +180,30 @@ impl Drop for Resident {
 #[derive(Debug)]
 pub(super) struct CacheHandle {
     shared: Arc<Shared>,
-    placed: Placed<CacheId>,
+    slot: Arc<Slot>,
 }
 
 impl CacheHandle {
     pub(super) fn new(shared: &Arc<Shared>, positions: usize) -> Result<Self> {
         let placed = shared.place(|device| device.create_cache(positions))?;
-        Ok(Self { shared: shared.clone(), placed })
+        Ok(Self { shared: shared.clone(), slot: shared.slots.add(placed) })
     }
 
-    pub(super) fn placed(&self) -> Placed<CacheId> {
-        self.placed
+    pub(super) fn slot(&self) -> &Arc<Slot> {
+        &self.slot
     }
 
-    /// Whether its device is still there.
+    /// Whether it is still there: neither lost with its device nor taken back.
     pub(super) fn is_current(&self) -> bool {
-        self.placed.epoch == self.shared.epoch()
+        self.slot.placed.epoch == self.shared.epoch() && !self.slot.is_gone()
     }
 }
 
 impl Drop for CacheHandle {
     fn drop(&mut self) {
-        self.shared.release(self.placed, |device, id| device.drop_cache(id));
+        if let Some(mut gone) = self.slot.enter() {
+            *gone = true;
+            self.shared.release(self.slot.placed, |device, id| device.drop_cache(id));
+        }
     }
 }

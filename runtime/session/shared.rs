@@ -10,6 +10,8 @@ use super::events::{EngineEvent, Events};
 use super::options::GenerationOptions;
 use super::prefixes::Prefixes;
 use super::seat::{Placed, Seat};
+use super::slot::Slots;
+use crate::adapter::Tail;
 use crate::device::{Answer, Device, DeviceInfo, DeviceMemory, Forward, Model};
 use crate::error::{Error, Result};
 use crate::text::{Tokenizer, TokenizerConfig};
@@ -36,6 +38,8 @@ pub(crate) struct Shared {
     /// Bytes of one position's keys and values outside the device.
     pub(crate) position_bytes: usize,
     pub(crate) prefixes: Prefixes,
+    /// Every session's cache.
+    pub(crate) slots: Slots,
 }
 
 /// What was computed, counted as it happens.
@@ -139,6 +143,18 @@ impl Shared {
     /// Bytes that the device holds; none between a loss and the next use.
     pub(crate) fn memory(&self) -> DeviceMemory {
         self.seat().device().map_or_else(DeviceMemory::default, |device| device.memory())
+    }
+
+    /// Bytes that branches take on the device, at most.
+    pub(crate) fn tail_bytes(&self, tail: &Tail) -> Result<u64> {
+        Ok(self.place(|device| Ok(device.tail_bytes(tail)))?.id)
+    }
+
+    /// Gives working memory back that the next pass makes again.
+    pub(crate) fn trim_device(&self) {
+        if let Some(device) = self.seat().device() {
+            device.trim();
+        }
     }
 
     /// Tells what happened.

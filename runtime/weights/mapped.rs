@@ -86,6 +86,31 @@ impl Mapped {
         Ok(copy)
     }
 
+    /// Gives the pages of the bytes `range` back to the system, which keeps what it likes of the file in its own cache and
+    /// reads them again where they are touched; how many bytes that are. Elsewhere than on Unix the system does so alone.
+    pub(super) fn release(&self, range: Range<usize>) -> u64 {
+        #[cfg(unix)]
+        {
+            let (start, len) = (range.start, range.len());
+            // SAFETY: a shared, read-only map of a file that is never written through it: a page that was given back is the
+            // same bytes of the same file again, also for whoever borrows them meanwhile.
+            let done =
+                unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len) };
+            match done {
+                Ok(()) => len as u64,
+                Err(e) => {
+                    log::debug!("{}: pages stay: {e}", self.path.display());
+                    0
+                }
+            }
+        }
+        #[cfg(not(unix))]
+        {
+            let _ = range;
+            0
+        }
+    }
+
     /// Asks the system to read the bytes `range` soon; returns at once. A hint: that it fails changes nothing.
     pub(super) fn prefetch(&self, range: Range<usize>) {
         #[cfg(unix)]

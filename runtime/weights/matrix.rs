@@ -24,6 +24,22 @@ pub enum Storage {
     },
 }
 
+impl Storage {
+    /// What it consists of.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let (first, scales, zeros) = match self {
+            Self::Dense(tensor) => (tensor, None, None),
+            Self::Packed { words, scales, zero_points, .. } => (words, Some(scales), zero_points.as_ref()),
+        };
+        std::iter::once(first).chain(scales).chain(zeros)
+    }
+
+    /// Bytes of weights, scales and zero points in the file.
+    pub fn byte_len(&self) -> usize {
+        self.tensors().map(|tensor| tensor.bytes().len()).sum()
+    }
+}
+
 /// A weight matrix.
 #[derive(Clone, Debug)]
 pub struct Matrix {
@@ -93,14 +109,13 @@ impl Matrix {
 
     /// Bytes of weights, scales and zero points in the file.
     pub fn byte_len(&self) -> usize {
-        match &self.storage {
-            Storage::Dense(tensor) => tensor.bytes().len(),
-            Storage::Packed { words, scales, zero_points, .. } => {
-                words.bytes().len()
-                    + scales.bytes().len()
-                    + zero_points.as_ref().map_or(0, |z| z.bytes().len())
-            }
-        }
+        self.storage.byte_len()
+    }
+
+    /// Gives the pages of its mapped tensors back to the system, which reads them again where they are touched; how many
+    /// bytes of tensors that are. Nothing is lost, and private copies stay.
+    pub fn release_pages(&self) -> u64 {
+        self.storage.tensors().map(Tensor::release_pages).sum()
     }
 
     /// The tensor that names this matrix in error messages.

@@ -168,6 +168,14 @@ impl Tensor {
         }
     }
 
+    /// Gives mapped pages back to the system; how many bytes of the tensor they held at most.
+    pub(crate) fn release_pages(&self) -> u64 {
+        match &self.backing {
+            Backing::Mapped(map) => map.release(self.range.clone()),
+            Backing::Private(_) => 0,
+        }
+    }
+
     /// The elements as `T`, borrowed where the file has them aligned.
     pub fn elements<T: bytemuck::Pod>(&self) -> Cow<'_, [T]> {
         match bytemuck::try_cast_slice(self.bytes()) {

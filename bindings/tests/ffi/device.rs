@@ -12,14 +12,51 @@ fn trimming_frees_what_is_idle_and_changes_no_answer() {
     let before = block_on(engine.memory()).unwrap();
     let moderate = block_on(engine.trim(MemoryPressure::Moderate)).unwrap();
     assert_eq!((moderate.evicted_adapters, moderate.dropped_caches), (1, 0));
-    assert!(moderate.freed_bytes > 0);
+    assert_eq!(moderate.freed_bytes, moderate.adapter_bytes + moderate.prefix_bytes);
+    assert!(moderate.adapter_bytes > 0 && moderate.mapped_bytes == 0);
     let critical = block_on(engine.trim(MemoryPressure::Critical)).unwrap();
-    assert_eq!(critical.dropped_caches, 1);
+    assert_eq!((critical.dropped_caches, critical.cache_bytes), (1, before.cache_bytes));
+    assert!(critical.scratch_bytes > 0 && critical.mapped_bytes > 10_000_000, "{critical:?}");
     let after = block_on(engine.memory()).unwrap();
     assert_eq!(after.cache_bytes, 0);
     assert!(after.adapter_bytes > 0 && after.adapter_bytes < before.adapter_bytes, "the one in use stays");
     block_on(session.reset()).unwrap();
     assert_eq!(ask(&session, COMMAND), first);
+}
+
+#[test]
+fn a_model_that_does_not_fit_says_what_would() {
+    let whole = memory_plan(config()).unwrap();
+    assert!(whole.fits && whole.fitting_context_size.is_none() && whole.least_bytes.is_none());
+    assert_eq!((whole.kind, whole.context_size, whole.sessions), (DeviceKind::Cpu, 256, 1));
+    let parts =
+        [whole.copy_bytes, whole.cache_bytes, whole.adapter_bytes, whole.prefix_bytes, whole.scratch_bytes];
+    assert_eq!(whole.weight_bytes + parts.iter().sum::<u64>(), whole.total_bytes);
+    let more = memory_plan(EngineConfig { planned_sessions: Some(3), ..config() }).unwrap();
+    assert_eq!(more.cache_bytes, 3 * whole.cache_bytes);
+
+    let tight = EngineConfig { memory_budget_bytes: Some(whole.total_bytes - 1), ..config() };
+    let Err(EngineError::DoesNotFit { plan, reason }) = block_on(Engine::load(tight.clone(), None)) else {
+        panic!("it was loaded");
+    };
+    assert_eq!((plan.total_bytes, plan.available_bytes), (whole.total_bytes, Some(whole.total_bytes - 1)));
+    assert!(
+        !plan.fits && plan.least_bytes < Some(whole.total_bytes) && reason.contains("available"),
+        "{reason}"
+    );
+    assert_eq!(memory_plan(tight.clone()).unwrap(), plan);
+    let Availability::Unavailable { reason, .. } = availability(tight.clone()) else { panic!("available") };
+    assert_eq!(reason, UnavailableReason::NotEnoughMemory);
+    let fitting = EngineConfig { context_size: plan.fitting_context_size, ..tight.clone() };
+    assert_eq!(block_on(Engine::load(fitting.clone(), None)).unwrap().model_info().context_size, 255);
+
+    let shrunk = EngineConfig { memory_policy: MemoryPolicy::Shrink, ..tight };
+    let engine = block_on(Engine::load(shrunk, None)).unwrap();
+    let plan = engine.memory_plan();
+    assert!(plan.fits && plan.total_bytes < whole.total_bytes, "{plan:?}");
+    assert_eq!(engine.model_info().context_size, plan.context_size);
+    assert_eq!(block_on(engine.residency()).unwrap().budget_bytes, plan.adapter_bytes);
+    assert_eq!(ask(&session(&engine, vec![]), COMMAND), ask(&session(&self::engine(), vec![]), COMMAND));
 }
 
 #[test]

@@ -17,6 +17,8 @@ public enum Availability: Sendable, Hashable {
         case modelUnsupported
         /// A GPU was asked for and none is usable.
         case noDevice
+        /// It would take more memory than there is; ``Engine/plan(for:)`` has the numbers.
+        case notEnoughMemory
         /// An option of the configuration cannot work.
         case invalidOption
         /// Something else; the detail says what.
@@ -38,6 +40,7 @@ extension Availability.Reason {
         case .modelDamaged: self = .modelDamaged
         case .modelUnsupported: self = .modelUnsupported
         case .noDevice: self = .noDevice
+        case .notEnoughMemory: self = .notEnoughMemory
         case .invalidOption: self = .invalidOption
         case .other: self = .other
         }

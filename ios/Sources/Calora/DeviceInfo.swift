@@ -8,6 +8,13 @@ public struct DeviceInfo: Sendable, Hashable {
         case gpu
         /// The processor's own cores.
         case cpu
+
+        init(_ kind: CaloraBindings.DeviceKind) {
+            switch kind {
+            case .gpu: self = .gpu
+            case .cpu: self = .cpu
+            }
+        }
     }
 
     /// GPU or CPU.
@@ -20,10 +27,7 @@ public struct DeviceInfo: Sendable, Hashable {
     public let activations: String
 
     init(_ info: CaloraBindings.DeviceInfo) {
-        switch info.kind {
-        case .gpu: kind = .gpu
-        case .cpu: kind = .cpu
-        }
+        kind = Kind(info.kind)
         name = info.name
         detail = info.detail
         activations = info.activations

@@ -23,12 +23,15 @@ public final class Engine: Sendable {
     public var deviceInfo: DeviceInfo {
         DeviceInfo(core.deviceInfo())
     }
+    /// What loading planned, with the context and the budgets that it settled for.
+    public let memoryPlan: MemoryPlan
     /// Opens task adapters for this model, file by file.
     public let adapters: Adapters
 
     private init(core: CaloraBindings.Engine) {
         self.core = core
         modelInfo = ModelInfo(core.modelInfo())
+        memoryPlan = MemoryPlan(core.memoryPlan())
         adapters = Adapters(core: core)
     }
 
@@ -124,7 +127,7 @@ public final class Engine: Sendable {
         Statistics(try engineErrors { try core.statistics() })
     }
 
-    /// Frees memory that is not in use.
+    /// Frees memory that is not in use. Answers stay what they were.
     @discardableResult
     public func trim(_ level: MemoryPressure) async throws(EngineError) -> TrimReport {
         TrimReport(try await engineErrors { try await core.trim(level: level.bindings) })

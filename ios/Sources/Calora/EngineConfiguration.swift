@@ -26,6 +26,13 @@ extension Engine {
         public var fallbackToCPU: Bool?
         /// Whether base weights are computed on in their mapped files or copied first.
         public var weights: WeightAccess
+        /// Bytes for everything that ``Engine/plan(for:)`` lists; by default what the system says is available. On iOS and its
+        /// kin that is what the process may still allocate, asked when loading begins.
+        public var memoryBudgetBytes: Int?
+        /// What is done when that is not enough.
+        public var memoryPolicy: MemoryPolicy
+        /// Sessions that are going to be open at once, for the plan; by default 1.
+        public var plannedSessions: Int?
 
         /// A configuration.
         public init(
@@ -38,7 +45,10 @@ extension Engine {
             prefixBudgetBytes: Int? = nil,
             prefixFolder: URL? = nil,
             fallbackToCPU: Bool? = nil,
-            weights: WeightAccess = .mapped
+            weights: WeightAccess = .mapped,
+            memoryBudgetBytes: Int? = nil,
+            memoryPolicy: MemoryPolicy = .refuse,
+            plannedSessions: Int? = nil
         ) {
             self.model = model
             self.device = device
@@ -50,6 +60,9 @@ extension Engine {
             self.prefixFolder = prefixFolder
             self.fallbackToCPU = fallbackToCPU
             self.weights = weights
+            self.memoryBudgetBytes = memoryBudgetBytes
+            self.memoryPolicy = memoryPolicy
+            self.plannedSessions = plannedSessions
         }
     }
 
@@ -94,8 +107,22 @@ extension Engine.Configuration {
             prefixBudgetBytes: try budget(prefixBudgetBytes, "prefix_budget"),
             prefixFolder: prefixFolder?.filePath,
             fallbackToCpu: fallbackToCPU,
-            weights: weights == .copied ? .copied : .mapped
+            weights: weights == .copied ? .copied : .mapped,
+            memoryBudgetBytes: try budget(memoryBudgetBytes ?? available, "memory_budget"),
+            memoryPolicy: memoryPolicy.bindings,
+            plannedSessions: try count(plannedSessions, "sessions")
         )
+    }
+
+    /// What the system says of this process, where it does. Pages of mapped files do not count there, so it says nothing
+    /// of a CPU that computes on them.
+    private var available: Int? {
+        #if os(iOS) || os(tvOS) || os(watchOS) || os(visionOS)
+            let bytes = Engine.availableMemory
+            return bytes > 0 && !(device == .cpu && weights == .mapped) ? bytes : nil
+        #else
+            return nil
+        #endif
     }
 
     private func budget(_ bytes: Int?, _ option: String) throws(EngineError) -> UInt64? {

@@ -36,6 +36,7 @@ extension EngineError {
         case .DeviceLost(let reason): self = .deviceLost(reason: reason)
         case .OutOfMemory(let what, let bytes, let reason):
             self = .outOfMemory(what: what, neededBytes: bytes, reason: reason)
+        case .DoesNotFit(let plan, let reason): self = .doesNotFit(plan: MemoryPlan(plan), reason: reason)
         case .Busy: self = .busy
         case .Closed(let what): self = .closed(what: what)
         // Streams and loads turn it into CancellationError before it comes here.

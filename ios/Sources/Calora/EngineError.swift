@@ -36,6 +36,8 @@ public enum EngineError: Error, Equatable, Sendable {
     case deviceLost(reason: String)
     /// Memory ran out.
     case outOfMemory(what: String, neededBytes: UInt64, reason: String)
+    /// The model would take more memory than there is; nothing was loaded. The plan says what would fit.
+    case doesNotFit(plan: MemoryPlan, reason: String)
     /// The session is answering already.
     case busy
     /// The engine, session or adapter was closed.
@@ -67,6 +69,7 @@ extension EngineError: LocalizedError {
         case .deviceUnavailable(let wanted, let reason): "no usable \(wanted) device: \(reason)"
         case .deviceLost(let reason): "the GPU was lost: \(reason)"
         case .outOfMemory(let what, let bytes, let reason): "out of memory for \(what) (\(bytes) bytes): \(reason)"
+        case .doesNotFit(_, let reason): reason
         case .busy: "the session is answering another request"
         case .closed(let what): "the \(what) is closed"
         case .internal(let reason): "internal error: \(reason)"
@@ -87,6 +90,7 @@ extension EngineError: LocalizedError {
         case .deviceUnavailable: "Choose the device automatically, or the CPU."
         case .deviceLost: "Ask again, or load with the CPU as fallback."
         case .outOfMemory: "Close sessions, lower the context size, or take a smaller model."
+        case .doesNotFit: "Load with a smaller context, with the policy shrink, or take a smaller model."
         case .busy: "Wait for the response, cancel it, or open another session."
         case .fileUnreadable, .unsupported, .invalidOption, .closed, .internal: nil
         }

@@ -60,7 +60,8 @@ public struct Residency: Sendable, Hashable {
 public enum MemoryPressure: Sendable, Hashable, CaseIterable {
     /// Adapters that no session uses go, and beginnings of conversations that were put aside.
     case moderate
-    /// KV caches of idle sessions go too; their next response computes the conversation anew.
+    /// KV caches of sessions that are not responding go too, working memory, and the pages of mapped weights; the next
+    /// response computes its conversation anew.
     case critical
 
     var bindings: CaloraBindings.MemoryPressure {
@@ -73,8 +74,18 @@ public enum MemoryPressure: Sendable, Hashable, CaseIterable {
 
 /// What trimming freed.
 public struct TrimReport: Sendable, Hashable {
-    /// Bytes freed.
+    /// Bytes freed: the sum of the next four.
     public let freedBytes: UInt64
+    /// Of adapters.
+    public let adapterBytes: UInt64
+    /// Of beginnings of conversations.
+    public let prefixBytes: UInt64
+    /// Of KV caches.
+    public let cacheBytes: UInt64
+    /// Of working memory.
+    public let scratchBytes: UInt64
+    /// Bytes of mapped weights whose pages went back to the system, which may keep them for the next use.
+    public let mappedBytes: UInt64
     /// Adapters that are no longer resident.
     public let evictedAdapters: Int
     /// Sessions whose cache was dropped.
@@ -82,6 +93,11 @@ public struct TrimReport: Sendable, Hashable {
 
     init(_ report: CaloraBindings.TrimReport) {
         freedBytes = report.freedBytes
+        adapterBytes = report.adapterBytes
+        prefixBytes = report.prefixBytes
+        cacheBytes = report.cacheBytes
+        scratchBytes = report.scratchBytes
+        mappedBytes = report.mappedBytes
         evictedAdapters = Int(report.evictedAdapters)
         droppedCaches = Int(report.droppedCaches)
     }

@@ -69,6 +69,38 @@ import Testing
         guard case .unavailable(.invalidOption, _) = odd else { Issue.record("\(odd)"); return }
     }
 
+    @Test func aModelThatDoesNotFitSaysWhatWould() async throws {
+        let configuration = Engine.Configuration(model: Models.base, device: .cpu, contextSize: 256)
+        let whole = try await Engine.plan(for: configuration)
+        #expect(whole.fits && whole.fittingContextSize == nil && whole.leastBytes == nil)
+        let parts = [whole.copyBytes, whole.cacheBytes, whole.adapterBytes, whole.prefixBytes, whole.scratchBytes]
+        #expect(whole.totalBytes == parts.reduce(whole.weightBytes, +))
+
+        var tight = configuration
+        tight.memoryBudgetBytes = Int(whole.totalBytes) - 1
+        do {
+            _ = try await Engine.load(tight)
+            Issue.record("it was loaded")
+        } catch EngineError.doesNotFit(let plan, let reason) {
+            #expect(plan.totalBytes == whole.totalBytes)
+            #expect(plan.availableBytes == whole.totalBytes - 1)
+            #expect(reason.contains(String(whole.totalBytes)))
+            #expect(try await Engine.plan(for: tight) == plan)
+            var smaller = tight
+            smaller.contextSize = plan.fittingContextSize
+            #expect(try await Engine.load(smaller).memoryPlan.fits)
+        }
+        guard case .unavailable(.notEnoughMemory, _) = await Engine.availability(for: tight)
+        else { Issue.record("available"); return }
+
+        tight.memoryPolicy = .shrink
+        let engine = try await Engine.load(tight)
+        #expect(engine.memoryPlan.totalBytes < whole.totalBytes)
+        #expect(engine.modelInfo.contextSize == engine.memoryPlan.contextSize)
+        let session = try await engine.session()
+        #expect(try await session.complete("The old house", options: .init(maxTokens: 1)).usage.outputTokens == 1)
+    }
+
     @Test func countsTokens() async throws {
         let engine = try await Models.engine()
         let one = try engine.countTokens("river")

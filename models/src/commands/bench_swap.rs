@@ -76,10 +76,18 @@ fn table(r: &SwapReport) -> Result<()> {
         r.open_memory_bytes.map_or("?".into(), |bytes| output::bytes(bytes.max(0) as u64)),
     ))?;
     output::line(format!(
-        "{} resident             {:>8} on the device, {} in their files",
+        "{} resident             {:>8} on the device, {} planned, {} in their files, {} of memory",
         r.resident,
         output::bytes(r.resident_bytes),
-        output::bytes(r.resident_file_bytes)
+        output::bytes(r.planned_resident_bytes),
+        output::bytes(r.resident_file_bytes),
+        r.resident_memory_bytes.map_or("?".into(), |bytes| output::bytes(bytes.max(0) as u64)),
+    ))?;
+    output::line(format!(
+        "all of it               {:>8} held, {} planned: {:+.2} %",
+        output::bytes(r.held_bytes),
+        output::bytes(r.planned_bytes),
+        100.0 * (r.held_bytes as f64 / r.planned_bytes as f64 - 1.0)
     ))?;
     output::line(format!("hot swap                {:>8.2} us (p99 {:.2})", r.hot_us.p50, r.hot_us.p99))?;
     output::line(format!(

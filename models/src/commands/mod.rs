@@ -14,6 +14,7 @@ pub(crate) mod logits;
 #[cfg(feature = "train")]
 pub(crate) mod lora;
 pub(crate) mod pack;
+pub(crate) mod plan;
 pub(crate) mod prepare;
 pub(crate) mod protect;
 pub(crate) mod run;
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use calora::adapter::AdapterOptions;
 use calora::engine::{ActivationChoice, BoundAdapter, DeviceChoice, Engine, EngineOptions};
+use calora::memory::{MemoryOptions, MemoryPolicy};
 use calora_models::keys::{public_key, read_encryption_key};
 use clap::ValueEnum;
 
@@ -67,12 +69,40 @@ pub(crate) struct LoadArgs {
     /// Tokens a session can hold; the model's own limit unless told.
     #[arg(long)]
     pub(crate) context: Option<usize>,
+    /// The most memory that all of it may take, `900MB` or `2GiB`; what the system has left unless told.
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub(crate) memory: Option<u64>,
+    /// Where that is too little, take a smaller context and smaller budgets instead of giving up.
+    #[arg(long)]
+    pub(crate) shrink: bool,
+}
+
+/// Bytes with a unit or without.
+pub(crate) fn bytes(text: &str) -> std::result::Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        other => return Err(format!("{other} is no unit; kB, MB, GB, KiB, MiB and GiB are")),
+    };
+    let number = digits.parse::<u64>().map_err(|e| format!("{digits:?}: {e}"))?;
+    number.checked_mul(unit).ok_or_else(|| format!("{text} is more than can be counted"))
 }
 
 impl LoadArgs {
     /// Loads a model folder.
     pub(crate) fn load(&self, model: &Path) -> Result<Engine> {
-        let options = EngineOptions {
+        Ok(Engine::load(model, self.options())?)
+    }
+
+    /// How it is loaded.
+    pub(crate) fn options(&self) -> EngineOptions {
+        EngineOptions {
             device: match self.device {
                 DeviceArg::Auto => DeviceChoice::Auto,
                 DeviceArg::Gpu => DeviceChoice::Gpu,
@@ -85,9 +115,13 @@ impl LoadArgs {
             },
             threads: self.threads,
             context_size: self.context,
+            memory: MemoryOptions {
+                budget: self.memory,
+                policy: if self.shrink { MemoryPolicy::Shrink } else { MemoryPolicy::Refuse },
+                sessions: None,
+            },
             ..EngineOptions::default()
-        };
-        Ok(Engine::load(model, options)?)
+        }
     }
 }
 

@@ -32,6 +32,9 @@ public sealed interface Availability {
         /** A GPU was asked for and none is usable. */
         NO_DEVICE,
 
+        /** It would take more memory than there is; [Engine.plan] has the numbers. */
+        NOT_ENOUGH_MEMORY,
+
         /** An option of the configuration cannot work. */
         INVALID_OPTION,
 
@@ -52,6 +55,7 @@ private fun dev.calora.ffi.UnavailableReason.toApi() =
         dev.calora.ffi.UnavailableReason.MODEL_DAMAGED -> Availability.Reason.MODEL_DAMAGED
         dev.calora.ffi.UnavailableReason.MODEL_UNSUPPORTED -> Availability.Reason.MODEL_UNSUPPORTED
         dev.calora.ffi.UnavailableReason.NO_DEVICE -> Availability.Reason.NO_DEVICE
+        dev.calora.ffi.UnavailableReason.NOT_ENOUGH_MEMORY -> Availability.Reason.NOT_ENOUGH_MEMORY
         dev.calora.ffi.UnavailableReason.INVALID_OPTION -> Availability.Reason.INVALID_OPTION
         dev.calora.ffi.UnavailableReason.OTHER -> Availability.Reason.OTHER
     }

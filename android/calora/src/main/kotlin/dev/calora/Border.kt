@@ -60,6 +60,7 @@ internal fun FfiException.translated(): Exception =
         is FfiException.DeviceUnavailable -> EngineException.DeviceUnavailable(wanted, reason)
         is FfiException.DeviceLost -> EngineException.DeviceLost(reason)
         is FfiException.OutOfMemory -> EngineException.OutOfMemory(what, neededBytes.toLong(), reason)
+        is FfiException.DoesNotFit -> EngineException.DoesNotFit(plan.toApi(), reason)
         is FfiException.Busy -> EngineException.Busy()
         is FfiException.Closed -> EngineException.Closed(what)
         is FfiException.Internal -> EngineException.Internal(reason)

@@ -19,13 +19,15 @@ public enum class DeviceKind {
     CPU,
 }
 
+internal fun dev.calora.ffi.DeviceKind.toApi() =
+    when (this) {
+        dev.calora.ffi.DeviceKind.GPU -> DeviceKind.GPU
+        dev.calora.ffi.DeviceKind.CPU -> DeviceKind.CPU
+    }
+
 internal fun dev.calora.ffi.DeviceInfo.toApi() =
     DeviceInfo(
-        kind =
-            when (kind) {
-                dev.calora.ffi.DeviceKind.GPU -> DeviceKind.GPU
-                dev.calora.ffi.DeviceKind.CPU -> DeviceKind.CPU
-            },
+        kind = kind.toApi(),
         name = name,
         detail = detail,
         activations = activations,

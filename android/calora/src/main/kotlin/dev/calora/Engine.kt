@@ -40,6 +40,9 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
         }
     }
 
+    /** What loading planned, with the context and the budgets that it settled for. */
+    public val memoryPlan: MemoryPlan = ffi.memoryPlan().toApi()
+
     /** Task adapters for this model, file by file. */
     public val adapters: Adapters = Adapters(ffi)
 
@@ -121,7 +124,7 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
     public fun statistics(): Statistics = native { ffi.statistics().toApi() }
 
     /**
-     * Frees memory that is not in use.
+     * Frees memory that is not in use. Answers stay what they were.
      *
      * @throws EngineException.Closed after [close]
      */
@@ -195,7 +198,8 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
          * @throws EngineException.InvalidFile if a file is damaged
          * @throws EngineException.Unsupported if the model needs something that would not be computed
          * @throws EngineException.DeviceUnavailable if the wanted device cannot be used
-         * @throws EngineException.OutOfMemory if the weights do not fit
+         * @throws EngineException.DoesNotFit if the plan does not fit the memory that there is
+         * @throws EngineException.OutOfMemory if there is no room although the plan said so
          * @throws EngineException.InvalidOption if an option cannot work
          */
         public suspend fun load(config: EngineConfig, onProgress: (LoadProgress) -> Unit = {}): Engine {
@@ -215,6 +219,15 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
                 throw e
             }
         }
+
+        /**
+         * What a model would take with this configuration, whether or not that fits: headers are read and devices asked,
+         * nothing is loaded.
+         *
+         * @throws EngineException as [load] where the model could not be loaded at all
+         */
+        public suspend fun plan(config: EngineConfig): MemoryPlan =
+            withContext(Dispatchers.IO) { native { dev.calora.ffi.memoryPlan(config.toFfi()).toApi() } }
 
         /** Whether a model can be loaded this way: headers are read and devices asked, nothing is loaded. */
         public suspend fun availability(config: EngineConfig): Availability =

@@ -19,6 +19,9 @@ import java.io.File
  * @property fallbackToCpu whether the CPU computes where the GPU is refused or lost for good; null for only with
  *   [DeviceChoice.AUTO]
  * @property weights whether base weights are computed on in their mapped files or copied first
+ * @property memoryBudgetBytes bytes for everything that [Engine.plan] lists; null for what the system says is available
+ * @property memoryPolicy what is done when that is not enough
+ * @property plannedSessions sessions that are going to be open at once, for the plan; null for 1
  */
 public data class EngineConfig(
     val model: File,
@@ -31,6 +34,9 @@ public data class EngineConfig(
     val prefixFolder: File? = null,
     val fallbackToCpu: Boolean? = null,
     val weights: WeightAccess = WeightAccess.MAPPED,
+    val memoryBudgetBytes: Long? = null,
+    val memoryPolicy: MemoryPolicy = MemoryPolicy.REFUSE,
+    val plannedSessions: Int? = null,
 )
 
 /** Where base weights are read from while the engine computes. */
@@ -92,4 +98,7 @@ internal fun EngineConfig.toFfi() =
                 WeightAccess.MAPPED -> dev.calora.ffi.WeightAccess.MAPPED
                 WeightAccess.COPIED -> dev.calora.ffi.WeightAccess.COPIED
             },
+        memoryBudgetBytes = memoryBudgetBytes?.unsigned("memoryBudgetBytes"),
+        memoryPolicy = memoryPolicy.toFfi(),
+        plannedSessions = plannedSessions?.unsigned("plannedSessions"),
     )

@@ -155,6 +155,14 @@ public sealed class EngineException(message: String) : Exception(message) {
     public class OutOfMemory(public val what: String, public val neededBytes: Long, public val reason: String) :
         EngineException("out of memory for $what ($neededBytes bytes): $reason")
 
+    /**
+     * The model would take more memory than there is; nothing was loaded. Load with [MemoryPlan.fittingContextSize] or
+     * [MemoryPolicy.SHRINK], or take a smaller model.
+     *
+     * @property plan what it would take, what there is, and what would fit
+     */
+    public class DoesNotFit(public val plan: MemoryPlan, message: String) : EngineException(message)
+
     /** The session is answering already. One response at a time; open another session for another. */
     public class Busy : EngineException("the session is answering another request")
 

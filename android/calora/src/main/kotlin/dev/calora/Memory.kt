@@ -46,18 +46,35 @@ public enum class MemoryPressure {
     /** Adapters that no session uses go, and beginnings of conversations that were put aside. */
     MODERATE,
 
-    /** KV caches of idle sessions go too; their next response computes the conversation anew. */
+    /**
+     * KV caches of sessions that are not responding go too, working memory, and the pages of mapped weights; the next
+     * response computes its conversation anew.
+     */
     CRITICAL,
 }
 
 /**
  * What [Engine.trim] freed.
  *
- * @property freedBytes bytes freed
+ * @property freedBytes bytes freed: the sum of the next four
+ * @property adapterBytes of adapters
+ * @property prefixBytes of beginnings of conversations
+ * @property cacheBytes of KV caches
+ * @property scratchBytes of working memory
+ * @property mappedBytes bytes of mapped weights whose pages went back to the system, which may keep them for the next use
  * @property evictedAdapters adapters that are no longer resident
  * @property droppedCaches sessions whose cache was dropped
  */
-public data class TrimReport(val freedBytes: Long, val evictedAdapters: Int, val droppedCaches: Int)
+public data class TrimReport(
+    val freedBytes: Long,
+    val adapterBytes: Long,
+    val prefixBytes: Long,
+    val cacheBytes: Long,
+    val scratchBytes: Long,
+    val mappedBytes: Long,
+    val evictedAdapters: Int,
+    val droppedCaches: Int,
+)
 
 internal fun dev.calora.ffi.MemoryUse.toApi() =
     MemoryUse(
@@ -77,7 +94,16 @@ internal fun dev.calora.ffi.Residency.toApi() =
     )
 
 internal fun dev.calora.ffi.TrimReport.toApi() =
-    TrimReport(freedBytes.toLong(), evictedAdapters.toInt(), droppedCaches.toInt())
+    TrimReport(
+        freedBytes = freedBytes.toLong(),
+        adapterBytes = adapterBytes.toLong(),
+        prefixBytes = prefixBytes.toLong(),
+        cacheBytes = cacheBytes.toLong(),
+        scratchBytes = scratchBytes.toLong(),
+        mappedBytes = mappedBytes.toLong(),
+        evictedAdapters = evictedAdapters.toInt(),
+        droppedCaches = droppedCaches.toInt(),
+    )
 
 internal fun MemoryPressure.toFfi() =
     when (this) {

@@ -123,7 +123,7 @@ class ErrorTest {
                 Session::class, GenerationOptions::class, ResponseChunk::class, Response::class,
                 Usage::class, Choice::class, Message::class, Availability::class, Availability.Available::class,
                 Availability.Unavailable::class, DeviceInfo::class, ModelInfo::class, MemoryUse::class,
-                TrimReport::class, Statistics::class, BenchmarkOptions::class, SwapBenchmarkOptions::class, CachePolicy::class, SwitchReport::class,
+                TrimReport::class, MemoryPlan::class, EngineException.DoesNotFit::class, Statistics::class, BenchmarkOptions::class, SwapBenchmarkOptions::class, CachePolicy::class, SwitchReport::class,
                 LogSink::class, EngineException::class,
             )
         val exposed =

@@ -96,6 +96,33 @@ class LoadTest {
     }
 
     @Test
+    fun `a model that does not fit says what would, and can be made smaller`() = test {
+        val config = on().copy(contextSize = 256)
+        val whole = Engine.plan(config)
+        assertTrue(whole.fits && whole.fittingContextSize == null && whole.leastBytes == null, "$whole")
+        assertEquals(256 to DeviceKind.CPU, whole.contextSize to whole.kind)
+        val parts = with(whole) { listOf(weightBytes, copyBytes, cacheBytes, adapterBytes, prefixBytes, scratchBytes) }
+        assertEquals(whole.totalBytes, parts.sum())
+        assertEquals(2 * whole.cacheBytes, Engine.plan(config.copy(plannedSessions = 2)).cacheBytes)
+
+        val tight = config.copy(memoryBudgetBytes = whole.totalBytes - 1)
+        val e = thrownBy<EngineException.DoesNotFit> { Engine.load(tight).close() }
+        assertEquals(whole.totalBytes to whole.totalBytes - 1, e.plan.totalBytes to e.plan.availableBytes)
+        assertEquals(Engine.plan(tight), e.plan)
+        assertTrue("${whole.totalBytes}" in e.message!!, e.message)
+        val availability = assertIs<Availability.Unavailable>(Engine.availability(tight))
+        assertEquals(Availability.Reason.NOT_ENOUGH_MEMORY, availability.reason)
+
+        Engine.load(tight.copy(contextSize = e.plan.fittingContextSize)).use { assertTrue(it.memoryPlan.fits) }
+        Engine.load(tight.copy(memoryPolicy = MemoryPolicy.SHRINK)).use { engine ->
+            assertTrue(engine.memoryPlan.totalBytes < whole.totalBytes)
+            assertEquals(engine.memoryPlan.contextSize, engine.modelInfo.contextSize)
+            assertEquals(engine.memoryPlan.adapterBytes, engine.residency().budgetBytes)
+            engine.session().use { assertEquals(4, it.respond("river", GenerationOptions(maxTokens = 4)).usage.outputTokens) }
+        }
+    }
+
+    @Test
     fun `availability tells the size`() = test {
         val available = assertIs<Availability.Available>(Engine.availability(on()))
         assertTrue(available.weightBytes > 10_000_000)
