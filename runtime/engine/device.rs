@@ -5,7 +5,7 @@ use super::load::{ActivationChoice, DeviceChoice, EngineOptions};
 use crate::cpu::{CpuDevice, CpuOptions};
 use crate::device::{Activations, Device, Model};
 use crate::error::{Error, Result};
-use crate::gpu::{CapsMask, GpuChoice, GpuDevice, GpuOptions};
+use crate::gpu::{FactsOptions, GpuChoice, GpuDevice, GpuOptions};
 use crate::session::Recovery;
 use crate::weights::Storage;
 
@@ -57,7 +57,9 @@ fn gpu(model: &Model, options: &EngineOptions, report: Report<'_>) -> Result<Box
     let (activations, max_tokens) = (activations(model, options), max_tokens(options));
     // Software Vulkan is two to four times slower than the CPU device on the same cores.
     let choice = if options.device == DeviceChoice::Auto { GpuChoice::Hardware } else { GpuChoice::Any };
-    let options = GpuOptions { activations, max_tokens, choice, mask: CapsMask::default() };
+    let folder = options.device_folder.clone();
+    let facts = FactsOptions { self_test: folder.is_some(), folder, ..FactsOptions::default() };
+    let options = GpuOptions { activations, max_tokens, choice, facts, ..GpuOptions::default() };
     Ok(Box::new(GpuDevice::with_progress(model, options, report)?))
 }
 

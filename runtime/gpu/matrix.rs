@@ -38,8 +38,8 @@ pub(super) struct Part {
 }
 
 impl GpuMatrix {
-    /// Copies a matrix from its file.
-    pub(super) fn upload(context: &Context, caps: &Caps, matrix: &Matrix) -> Result<Self> {
+    /// Copies a matrix from its file; `wide` scales are float32 even where f16 holds them.
+    pub(super) fn upload(context: &Context, caps: &Caps, matrix: &Matrix, wide: bool) -> Result<Self> {
         let blocks = matrix.cols.div_ceil(BLOCK);
         let (kind, tensor, groups, group_blocks) = match &matrix.storage {
             Storage::Dense(tensor) => {
@@ -61,7 +61,7 @@ impl GpuMatrix {
                     Bits::Int4 => WeightKind::Int4,
                     Bits::Int8 => WeightKind::Int8,
                 };
-                let half = matrix.scales()?.unwrap_or_default().iter().all(|s| exact_in_f16(*s));
+                let half = !wide && matrix.scales()?.unwrap_or_default().iter().all(|s| exact_in_f16(*s));
                 let scales = ScaleKind::Stored { half, symmetric: scheme.symmetric };
                 let group_blocks = scheme.group_size(matrix.cols).div_ceil(BLOCK);
                 (MatrixKind { weights, scales }, words, scheme.groups(matrix.cols), group_blocks)

@@ -1,6 +1,7 @@
 //! Which GPU: lists what the machine has, says why one cannot be used, and opens the wanted one.
 
 use super::context::Context;
+use super::facts::{Facts, FactsOptions};
 use crate::error::{Error, Result};
 use crate::kernels::{Caps, Family};
 
@@ -123,6 +124,7 @@ pub(super) struct Opened {
     pub(super) caps: Caps,
     pub(super) name: String,
     pub(super) detail: String,
+    pub(super) info: wgpu::AdapterInfo,
 }
 
 /// The GPU that a choice means, best first.
@@ -145,14 +147,15 @@ pub(super) fn probe(choice: &GpuChoice) -> Result<String> {
 }
 
 /// Opens the wanted GPU with the limits and features that help.
-pub(super) fn open(choice: &GpuChoice) -> Result<Opened> {
+pub(super) fn open(choice: &GpuChoice, facts: &FactsOptions) -> Result<Opened> {
     let adapter = pick(choice)?;
     let info = adapter.get_info();
     let offered = adapter.limits();
     let mut limits = wgpu::Limits::default().or_worse_values_from(&offered);
     limits.max_buffer_size = offered.max_buffer_size;
     limits.max_storage_buffer_binding_size = offered.max_storage_buffer_binding_size;
-    let features = adapter.features() & (wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP);
+    let helpful = wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | Facts::features(facts);
+    let features = adapter.features() & helpful;
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("calora"),
         required_features: features,
@@ -172,7 +175,7 @@ pub(super) fn open(choice: &GpuChoice) -> Result<Opened> {
         max_binding: context.limits.max_storage_buffer_binding_size,
     };
     let detail = format!("{} {:?}, {} {}", info.backend, info.device_type, info.driver, info.driver_info);
-    Ok(Opened { context, caps, name: info.name, detail })
+    Ok(Opened { context, caps, name: info.name.clone(), detail, info })
 }
 
 fn why_none(found: &[wgpu::Adapter], choice: &GpuChoice) -> String {
