@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use serde_json::json;
+
 use crate::adapter::Tail;
 use crate::arch::{ModelShape, Recipe, Slot};
 use crate::error::{Error, Result};
@@ -111,6 +113,64 @@ impl Footprint {
     }
 }
 
+/// What a GPU's self-test found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DeviceFacts {
+    /// Its name.
+    pub device: String,
+    /// Interface, driver, capabilities.
+    pub detail: String,
+    /// Every kernel that was tried, by name.
+    pub kernels: Vec<KernelFact>,
+    /// How many of them were known from an earlier start.
+    pub kept: usize,
+    /// Kernels that were to be tried when time ran out.
+    pub untested: usize,
+    /// Seconds that trying and timing took this time.
+    pub seconds: f64,
+    /// Bytes of compiled pipelines that are kept; 0 where the driver hands out none.
+    pub pipeline_bytes: u64,
+}
+
+impl DeviceFacts {
+    /// The kernels that may not be used.
+    pub fn failures(&self) -> impl Iterator<Item = &KernelFact> {
+        self.kernels.iter().filter(|fact| fact.failure.is_some())
+    }
+
+    /// All of it, for people and programs far away.
+    pub fn to_json(&self) -> serde_json::Value {
+        let failed = self.failures().count();
+        let kernel = |k: &KernelFact| {
+            json!({
+                "kernel": k.kernel, "passed": k.failure.is_none(), "failure": k.failure, "error": k.error,
+                "micros": k.micros, "chosen": k.chosen
+            })
+        };
+        json!({
+            "gpu": self.device, "detail": self.detail, "passed": self.kernels.len() - failed, "failed": failed,
+            "untested": self.untested, "kept": self.kept, "seconds": self.seconds,
+            "pipeline_bytes": self.pipeline_bytes,
+            "kernels": self.kernels.iter().map(kernel).collect::<Vec<_>>()
+        })
+    }
+}
+
+/// What a self-test found of one kernel.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct KernelFact {
+    /// Its parts in words.
+    pub kernel: String,
+    /// Why it is not used; none where it computes rightly.
+    pub failure: Option<String>,
+    /// The largest error, as a fraction of the largest value.
+    pub error: f64,
+    /// Microseconds of one dispatch on a phone's sizes, where they were taken.
+    pub micros: Option<f64>,
+    /// Whether the device uses it.
+    pub chosen: bool,
+}
+
 /// A KV cache on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CacheId(pub u64);
@@ -165,6 +225,11 @@ pub trait Device: Send {
 
     /// Bytes held.
     fn memory(&self) -> DeviceMemory;
+
+    /// What its self-test found, where it has one that was asked for.
+    fn facts(&self) -> Option<DeviceFacts> {
+        None
+    }
 
     /// A cache for `positions` tokens.
     fn create_cache(&mut self, positions: usize) -> Result<CacheId>;

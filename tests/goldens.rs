@@ -14,7 +14,7 @@ use calora::adapter::{Tail, TaskAdapter};
 use calora::arch;
 use calora::cpu::{CpuDevice, CpuOptions};
 use calora::device::{Activations, Answer, Device, Forward, Model, Want};
-use calora::gpu::{CapsMask, GpuChoice, GpuDevice, GpuOptions};
+use calora::gpu::{GpuChoice, GpuDevice, GpuOptions};
 use calora::weights::{ModelFolder, SafetensorsFile};
 use common::nmse;
 use serde_json::{Value, json};
@@ -57,7 +57,7 @@ fn gpu(model: &Model) -> Box<dyn Device> {
         activations: Activations::F32,
         max_tokens: 64,
         choice: GpuChoice::Any,
-        mask: CapsMask::default(),
+        ..GpuOptions::default()
     };
     Box::new(GpuDevice::new(model, options).unwrap())
 }

@@ -429,6 +429,7 @@ fn too_large_is_an_error_and_nothing_breaks() {
         max_tokens: 8,
         choice: calora::gpu::GpuChoice::Any,
         mask: row,
+        ..Default::default()
     };
     let Err(error) = GpuDevice::new(&model, options) else { panic!("eight rows do not fit") };
     assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");

@@ -297,7 +297,7 @@ fn one_device_takes_up_what_another_computed() {
     for activations in [calora::device::Activations::F32, calora::device::Activations::Int8] {
         let cpu = calora::cpu::CpuOptions { threads: Some(1), activations, max_tokens: 64, simd: None };
         let choice = calora::gpu::GpuChoice::Any;
-        let gpu = calora::gpu::GpuOptions { activations, max_tokens: 64, choice, mask: Default::default() };
+        let gpu = calora::gpu::GpuOptions { activations, max_tokens: 64, choice, ..Default::default() };
         let mut devices: [Box<dyn Device>; 2] = [
             Box::new(calora::cpu::CpuDevice::new(&model, cpu).unwrap()),
             Box::new(calora::gpu::GpuDevice::new(&model, gpu).unwrap()),

@@ -153,6 +153,34 @@ fn inspect_and_devices() {
     let devices = json(&["devices", "--json"]);
     assert!(devices["cpu"]["threads"].as_u64().unwrap() > 0);
     assert!(!devices["gpus"].as_array().unwrap().is_empty(), "no GPU, not even software Vulkan");
+    assert!(devices["self_tests"].is_null());
+}
+
+/// What a developer asks the owner of a strange phone for.
+#[test]
+fn devices_with_a_self_test() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().to_str().unwrap();
+    let common = ["devices", "--self-test", "--json", "--folder", kept];
+    let first = json(&[&common[..], &["--seconds", "0.5"]].concat());
+    let first = &first["self_tests"][0];
+    assert!(first["untested"].as_u64().unwrap() > 0, "half a second is too short: {first}");
+    let tried = first["kernels"].as_array().unwrap().len();
+    assert_eq!(
+        (first["passed"].as_u64(), first["failed"].as_u64()),
+        (Some(tried as u64), Some(0)),
+        "{first}"
+    );
+    let whole = json(&[&common[..], &["--seconds", "300"]].concat());
+    let whole = &whole["self_tests"][0];
+    assert_eq!((whole["kept"].as_u64(), whole["untested"].as_u64()), (Some(tried as u64), Some(0)));
+    let kernels = whole["kernels"].as_array().unwrap();
+    assert!(kernels.len() > tried && kernels.iter().any(|k| k["chosen"] == true), "{whole}");
+    let none = json(&["devices", "--self-test", "--gpu", "no such GPU", "--json"]);
+    assert_eq!(none["self_tests"].as_array().unwrap().len(), 0);
+    let text = calora(&["devices", "--self-test", "--folder", kept]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains(&format!("{} kernels pass, 0 fail", kernels.len())), "{text}");
 }
 
 #[test]

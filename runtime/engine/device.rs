@@ -5,7 +5,7 @@ use super::load::{ActivationChoice, DeviceChoice, EngineOptions};
 use crate::cpu::{self, CpuDevice, CpuOptions};
 use crate::device::{Activations, Device, Footprint, Model};
 use crate::error::{Error, Result};
-use crate::gpu::{self, CapsMask, GpuChoice, GpuDevice, GpuOptions};
+use crate::gpu::{self, FactsOptions, GpuChoice, GpuDevice, GpuOptions};
 use crate::session::Recovery;
 use crate::weights::Storage;
 
@@ -72,7 +72,9 @@ fn gpu_options(model: &Model, options: &EngineOptions) -> GpuOptions {
     let (activations, max_tokens) = (activations(model, options), max_tokens(options));
     // Software Vulkan is two to four times slower than the CPU device on the same cores.
     let choice = if options.device == DeviceChoice::Auto { GpuChoice::Hardware } else { GpuChoice::Any };
-    GpuOptions { activations, max_tokens, choice, mask: CapsMask::default() }
+    let folder = options.device_folder.clone();
+    let facts = FactsOptions { self_test: folder.is_some(), folder, ..FactsOptions::default() };
+    GpuOptions { activations, max_tokens, choice, facts, ..GpuOptions::default() }
 }
 
 fn cpu(model: &Model, options: &EngineOptions) -> Result<Box<dyn Device>> {

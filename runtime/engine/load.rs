@@ -63,6 +63,11 @@ pub struct EngineOptions {
     /// A folder in which the beginnings that instructions make outlive the process, within the same budget. Its files belong
     /// to this model, device and driver; the folder may be emptied at any time. By default none.
     pub prefix_folder: Option<PathBuf>,
+    /// A folder in which facts of the GPU outlive the process: with it, each kernel is tried before its first use, what
+    /// computes wrongly on the user's driver is not used, equal ones are timed on hardware, and compiled pipelines are
+    /// kept. Its files belong to one GPU, driver and version; the folder may be emptied at any time, and nobody but the
+    /// app may be able to write there. By default none: then the capabilities alone choose kernels. The CPU needs none.
+    pub device_folder: Option<PathBuf>,
     /// Whether base weights are computed on in their mapped files or copied first.
     pub weights: WeightAccess,
     /// How much memory all of it may take, and what is done where that is not enough.

@@ -3,9 +3,16 @@
 //! The recovery itself is the sessions': [`crate::session`] makes the device again and computes what it held.
 
 use super::{Engine, EngineEvent};
+use crate::device::DeviceFacts;
 use crate::error::{Error, Result};
 
 impl Engine {
+    /// What the GPU's self-test found, with [`EngineOptions::device_folder`](super::EngineOptions::device_folder); none on
+    /// the CPU, and none between a loss and the next use.
+    pub fn device_facts(&self) -> Option<DeviceFacts> {
+        self.shared.device_facts()
+    }
+
     /// Sets who is told of lost and rebuilt devices, in place of an earlier listener. It is called in the midst of work,
     /// on the thread that computes: it must return at once and not call the engine.
     pub fn listen(&self, listener: impl Fn(&EngineEvent) + Send + Sync + 'static) {

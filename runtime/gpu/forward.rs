@@ -29,7 +29,7 @@ impl GpuDevice {
     }
 
     /// Records everything before the logits.
-    fn record_body(
+    pub(super) fn record_body(
         &mut self,
         recording: &mut Recording,
         pass: &Forward<'_>,
@@ -52,7 +52,7 @@ impl GpuDevice {
     }
 
     /// Records the logits of rows `first .. first + tokens` to the first rows of their slot.
-    fn record_logits(
+    pub(super) fn record_logits(
         &mut self,
         recording: &mut Recording,
         (first, tokens): (usize, usize),

@@ -115,9 +115,9 @@ impl Layout {
 }
 
 impl GpuMatrix {
-    /// Copies a matrix from its file.
-    pub(super) fn upload(context: &Context, caps: &Caps, matrix: &Matrix) -> Result<Self> {
-        let half = matrix.scales()?.unwrap_or_default().iter().all(|s| exact_in_f16(*s));
+    /// Copies a matrix from its file; `wide` scales are float32 even where f16 holds them.
+    pub(super) fn upload(context: &Context, caps: &Caps, matrix: &Matrix, wide: bool) -> Result<Self> {
+        let half = !wide && matrix.scales()?.unwrap_or_default().iter().all(|s| exact_in_f16(*s));
         let layout = Layout::new(caps, matrix, half)?;
         let Layout { kind, blocks, groups, group_blocks, padded, .. } = layout;
         let tensor = matrix.tensor();

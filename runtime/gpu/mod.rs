@@ -9,6 +9,8 @@
 
 mod cache;
 mod context;
+mod examine;
+mod facts;
 mod forward;
 mod matrix;
 mod options;
@@ -22,20 +24,22 @@ mod tail;
 use std::collections::HashMap;
 
 pub use crate::kernels::{Caps, Family};
+pub use facts::{FactsOptions, Timing};
 pub use options::{CapsMask, GpuOptions, ShaderSource, shaders};
 pub use select::{GpuAdapterInfo, GpuChoice};
 
 use crate::adapter::Tail;
 use crate::arch::{MatrixId, Recipe, Step, VectorId};
 use crate::device::{
-    Activations, Answer, CacheId, Device, DeviceInfo, DeviceMemory, Forward, Model, TailId, check_pass,
-    check_positions, check_tail, position_bytes,
+    Activations, Answer, CacheId, Device, DeviceFacts, DeviceInfo, DeviceMemory, Forward, Model, TailId,
+    check_pass, check_positions, check_tail, position_bytes,
 };
 use crate::error::{Error, Result};
 use crate::kernels::attention::MAX_DIM;
 use crate::kernels::{BLOCK, Binding, Width};
 use cache::{GpuCache, Lines};
 use context::Context;
+use facts::Facts;
 use matrix::GpuMatrix;
 use pipeline::Pipelines;
 use scratch::Scratch;
@@ -45,6 +49,7 @@ use tail::{GpuTail, TailOptions};
 pub struct GpuDevice {
     context: Context,
     pipelines: Pipelines,
+    facts: Facts,
     caps: Caps,
     width: Width,
     model: Model,
@@ -82,15 +87,39 @@ impl GpuDevice {
         if options.max_tokens == 0 {
             return Err(Error::option("max_tokens", 0, "a pass takes at least one token"));
         }
-        let opened = select::open(&options.choice)?;
+        let mut facts = Facts::new(&options.facts, false);
+        loop {
+            let mut device = Self::place(model, &options, facts, report)?;
+            let tried = device.rehearse(None);
+            device.facts.save(&mut device.pipelines);
+            match tried {
+                Ok(()) => {
+                    device.info.detail.push_str(&device.facts.replaced());
+                    return Ok(device);
+                }
+                Err(error) if !device.facts.another_try(&error) => return Err(error),
+                Err(_) => facts = device.facts,
+            }
+        }
+    }
+
+    /// Opens a GPU and uploads the weights.
+    fn place(
+        model: &Model,
+        options: &GpuOptions,
+        mut facts: Facts,
+        report: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Self> {
+        let opened = select::open(&options.choice, &options.facts)?;
         let (context, caps) = (opened.context, options.mask.apply(opened.caps));
+        let mut pipelines = Pipelines::new(options.rewrite);
+        facts.attach(&context, &mut pipelines, &opened.info);
         let recipe = &model.recipe;
         let max_tokens = plan::most_tokens(recipe, &context.limits, options.max_tokens);
 
-        let mut pipelines = Pipelines::default();
         let (mut matrices, mut placed) = (Vec::new(), 0);
         for matrix in &model.weights.matrices {
-            matrices.push(GpuMatrix::upload(&context, &caps, matrix)?);
+            matrices.push(GpuMatrix::upload(&context, &caps, matrix, facts.wide_scales())?);
             // The GPU has its own copy now.
             matrix.release_pages();
             placed += matrix.byte_len() as u64;
@@ -146,6 +175,7 @@ impl GpuDevice {
             dispatches: 0,
             context,
             pipelines,
+            facts,
             caps,
             info,
             matrices,
@@ -204,6 +234,7 @@ impl GpuDevice {
             activations: self.info.activations,
             half: self.caps.f16,
             max_tokens: self.info.max_tokens,
+            avoided: self.facts.avoided().to_vec(),
         }
     }
 
@@ -215,6 +246,10 @@ impl GpuDevice {
 impl Device for GpuDevice {
     fn info(&self) -> &DeviceInfo {
         &self.info
+    }
+
+    fn facts(&self) -> Option<DeviceFacts> {
+        self.facts.self_test().then(|| self.facts.report(&self.info.name, &self.info.detail))
     }
 
     fn memory(&self) -> DeviceMemory {
@@ -241,9 +276,19 @@ impl Device for GpuDevice {
 
     fn load_tail(&mut self, tail: &Tail) -> Result<TailId> {
         check_tail(&self.model.recipe, tail)?;
-        let options = self.tail_options();
-        let (context, recipe) = (&self.context, &self.model.recipe);
-        let resident = GpuTail::upload(context, &mut self.pipelines, recipe, &self.matrices, tail, &options)?;
+        let resident = loop {
+            let options = self.tail_options();
+            let (context, recipe) = (&self.context, &self.model.recipe);
+            let resident =
+                GpuTail::upload(context, &mut self.pipelines, recipe, &self.matrices, tail, &options)?;
+            let tried = self.rehearse(Some(&resident));
+            self.facts.save(&mut self.pipelines);
+            match tried {
+                Ok(()) => break resident,
+                Err(error) if !self.facts.avoid(resident.kind) => return Err(error),
+                Err(_) => {}
+            }
+        };
         let id = TailId(self.new_id());
         self.tails.insert(id, resident);
         Ok(id)

@@ -1,6 +1,8 @@
 //! How a GPU device is asked for, and the list of shaders it may build.
 
 use super::GpuChoice;
+use super::facts::FactsOptions;
+use super::pipeline::Rewrite;
 use crate::device::Activations;
 use crate::kernels::{Caps, Family, Kernel};
 
@@ -15,6 +17,25 @@ pub struct GpuOptions {
     pub choice: GpuChoice,
     /// What to pretend not to have.
     pub mask: CapsMask,
+    /// Whether kernels are tried before they are used, and where the results are kept.
+    pub facts: FactsOptions,
+    /// Breaks kernels on purpose, for tests of what happens then.
+    #[doc(hidden)]
+    pub rewrite: Option<Rewrite>,
+}
+
+impl Default for GpuOptions {
+    /// Float32 on the best hardware GPU, passes of 256 tokens, no self-test.
+    fn default() -> Self {
+        Self {
+            activations: Activations::F32,
+            max_tokens: 256,
+            choice: GpuChoice::default(),
+            mask: CapsMask::default(),
+            facts: FactsOptions::default(),
+            rewrite: None,
+        }
+    }
 }
 
 /// Capabilities to leave unused, so that every fallback can be tested on one machine.

@@ -16,9 +16,56 @@ const PARAMS_SIZE: u64 = 64;
 pub(super) struct Pipelines {
     layouts: HashMap<&'static [Binding], wgpu::BindGroupLayout>,
     pipelines: HashMap<Kernel, wgpu::ComputePipeline>,
+    rewrite: Option<Rewrite>,
+    /// The driver's compiled code, where it hands that out.
+    cache: Option<wgpu::PipelineCache>,
+    /// Compiled since the cache was last handed out.
+    fresh: bool,
 }
 
+/// Another text for the kernel of this name; for tests, which break kernels on purpose.
+#[allow(unreachable_pub)] // it is a field of the options
+pub type Rewrite = fn(name: &str, wgsl: String) -> String;
+
 impl Pipelines {
+    pub(super) fn new(rewrite: Option<Rewrite>) -> Self {
+        Self { rewrite, ..Self::default() }
+    }
+
+    /// Begins a cache of the driver's compiled code with what [`Pipelines::fresh_cache`] gave another time.
+    pub(super) fn open_cache(&mut self, context: &Context, kept: Option<Vec<u8>>) {
+        if !context.device.features().contains(wgpu::Features::PIPELINE_CACHE) {
+            return;
+        }
+        let made = context.guard("a pipeline cache", 0, || {
+            let descriptor =
+                wgpu::PipelineCacheDescriptor { label: None, data: kept.as_deref(), fallback: true };
+            // SAFETY: the data is what wgpu gave for this adapter, driver and version, which name its file and stand in
+            // it; its checksum holds. wgpu and the driver check their own headers.
+            #[allow(unsafe_code)]
+            unsafe {
+                context.device.create_pipeline_cache(&descriptor)
+            }
+        });
+        match made {
+            Ok(cache) => self.cache = Some(cache),
+            Err(e) => log::warn!("pipelines are compiled without a cache: {e}"),
+        }
+    }
+
+    /// The driver's compiled code, where there is new one since the last time.
+    pub(super) fn fresh_cache(&mut self) -> Option<Vec<u8>> {
+        if !std::mem::take(&mut self.fresh) {
+            return None;
+        }
+        self.cache.as_ref()?.get_data()
+    }
+
+    /// Frees a pipeline.
+    pub(super) fn forget(&mut self, kernel: Kernel) {
+        self.pipelines.remove(&kernel);
+    }
+
     /// The layout of a group.
     pub(super) fn layout(
         &mut self,
@@ -95,10 +142,14 @@ impl Pipelines {
         }
         let layouts: Vec<Option<&wgpu::BindGroupLayout>> = layouts.iter().map(Option::as_ref).collect();
         let name = kernel.name();
+        let mut source = kernel.source();
+        if let Some(rewrite) = self.rewrite {
+            source = rewrite(&name, source);
+        }
         let pipeline = context.guard(&format!("the kernel {name}"), 0, || {
             let module = context.device.create_shader_module(wgpu::ShaderModuleDescriptor {
                 label: Some(&name),
-                source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
+                source: wgpu::ShaderSource::Wgsl(source.into()),
             });
             let layout = context.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
                 label: None,
@@ -115,9 +166,10 @@ impl Pipelines {
                     zero_initialize_workgroup_memory: false,
                     ..Default::default()
                 },
-                cache: None,
+                cache: self.cache.as_ref(),
             })
         })?;
+        self.fresh = true;
         self.pipelines.insert(kernel, pipeline.clone());
         Ok(pipeline)
     }

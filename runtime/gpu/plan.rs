@@ -21,8 +21,8 @@ pub(super) fn most_tokens(recipe: &Recipe, limits: &wgpu::Limits, wanted: usize)
 /// What [`super::GpuDevice`] would take on the GPU that the options mean.
 pub(crate) fn footprint(model: &Model, options: &GpuOptions) -> Result<Footprint> {
     check_model(model)?;
-    let facts = select::facts(&options.choice)?;
-    let (caps, recipe) = (options.mask.apply(facts.caps), &model.recipe);
+    let gpu = select::known(&options.choice)?;
+    let (caps, recipe) = (options.mask.apply(gpu.caps), &model.recipe);
     let int8 = options.activations == Activations::Int8;
     let (mut layouts, mut weights) = (Vec::new(), 0u64);
     for matrix in &model.weights.matrices {
@@ -35,18 +35,18 @@ pub(crate) fn footprint(model: &Model, options: &GpuOptions) -> Result<Footprint
             weights += buffer_bytes((recipe.vectors[id.0].len.next_multiple_of(BLOCK) * 4) as u64);
         }
     }
-    let max_tokens = most_tokens(recipe, &facts.limits, options.max_tokens);
+    let max_tokens = most_tokens(recipe, &gpu.limits, options.max_tokens);
     let shape = &recipe.shape;
     Ok(Footprint {
         kind: "gpu",
-        device: facts.name,
+        device: gpu.name,
         weights,
         scratch: scratch_bytes(recipe, &layouts, max_tokens, caps.family, int8),
         cache_buffers: 2 * shape.layers as u64,
         position: (shape.kv_heads * shape.head_dim.div_ceil(4) * if int8 { 8 } else { 16 }) as u64,
         align: 16,
-        largest_buffer: Some(facts.limits.max_storage_buffer_binding_size.min(facts.limits.max_buffer_size)),
-        in_system_memory: facts.in_system_memory,
+        largest_buffer: Some(gpu.limits.max_storage_buffer_binding_size.min(gpu.limits.max_buffer_size)),
+        in_system_memory: gpu.in_system_memory,
     })
 }
 

@@ -11,7 +11,7 @@ use crate::kernels::attention::{Attention, Combine, CombineParams, Spans};
 use crate::kernels::prepare::{Order, Prepare};
 use crate::kernels::project::{Mode, Project, Shape};
 use crate::kernels::{
-    BLOCK, CHUNK, Family, Kernel, argmax, attention, embed, prepare, project, rope, shrink,
+    BLOCK, CHUNK, Kernel, Variant, argmax, attention, embed, prepare, project, rope, shrink,
 };
 
 /// One dispatch, ready to encode.
@@ -92,6 +92,11 @@ struct Inputs {
 }
 
 impl GpuDevice {
+    /// What runs where this kernel is wanted.
+    fn choose<K: Variant>(&mut self, wanted: K) -> Result<K> {
+        self.facts.choose(&self.context, &mut self.pipelines, &self.caps, wanted)
+    }
+
     /// A pipeline with a group over working memory at 2 and others as given.
     fn dispatch<P: bytemuck::Pod>(
         &mut self,
@@ -120,8 +125,9 @@ impl GpuDevice {
         table: MatrixId,
         tokens: usize,
     ) -> Result<()> {
+        let kind = self.matrices[table.0].kind;
+        let kernel = self.choose(embed::Embed { workgroup: self.width.workgroup, matrix: kind })?;
         let matrix = &self.matrices[table.0];
-        let kernel = embed::Embed { workgroup: self.width.workgroup, matrix: matrix.kind };
         let grid = kernel.grid(tokens, matrix.blocks);
         let parts: Vec<embed::Params> = matrix
             .parts
@@ -156,7 +162,7 @@ impl GpuDevice {
         let inputs = self.record_prepare(recording, p, tail.is_some())?;
         let (x, x_row) = inputs.float;
         if let (Some(tail), Some(kind)) = (tail, tail_kind) {
-            let kernel = shrink::Shrink { width: self.width, tail: kind };
+            let kernel = self.choose(shrink::Shrink { width: self.width, tail: kind })?;
             let blocks = self.matrices[self.matrix_of(p.linears[0])].blocks;
             let params = shrink::Params {
                 rows: tail.ranks as u32,
@@ -175,15 +181,17 @@ impl GpuDevice {
                 Output::Gated(_) => (Slot::Gated, if i == 0 { Mode::Store } else { Mode::Gate }),
             };
             let linear = tail.and_then(|t| t.linears[i].as_ref());
-            let matrix = &self.matrices[self.matrix_of(*id)];
-            let int8 = inputs.int8 && matrix.kind.is_packed();
-            let kernel = Project {
+            let kind = self.matrices[self.matrix_of(*id)].kind;
+            let int8 = inputs.int8 && kind.is_packed();
+            let wanted = Project {
                 shape: Shape::choose(self.caps.family, p.tokens),
                 width: self.width,
-                matrix: matrix.kind,
+                matrix: kind,
                 int8,
                 tail: linear.and(tail_kind),
             };
+            let kernel = self.choose(wanted.tidy())?;
+            let matrix = &self.matrices[self.matrix_of(*id)];
             let place = if int8 { Place::Rounded(Order::of(matrix.kind.weights)) } else { x };
             let places = [Place::Params, place, Place::Slot(slot)];
             let mut params = project::Params {
@@ -208,7 +216,7 @@ impl GpuDevice {
                 let adapter = linear.and_then(|l| l.parts.get(part).cloned());
                 let grid = kernel.grid(rows.len(), p.tokens);
                 let others = [base, adapter];
-                self.dispatch(recording, Kernel::Project(kernel.tidy()), others, &places, &params, grid)?;
+                self.dispatch(recording, Kernel::Project(kernel), others, &places, &params, grid)?;
             }
         }
         Ok(())
@@ -259,13 +267,13 @@ impl GpuDevice {
         let slot = Place::Slot(p.input);
         for order in &orders {
             params.order = *order as u32;
-            let kernel = Kernel::Prepare(Prepare { width: self.width, int8: true });
+            let kernel = self.choose(Prepare { width: self.width, int8: true })?.into();
             let places = [Place::Params, slot, Place::Prepared, Place::Rounded(*order)];
             self.dispatch(recording, kernel, [Some(base.clone()), None], &places, &params, grid)?;
             params.keep = 0;
         }
         if copy && orders.is_empty() {
-            let kernel = Kernel::Prepare(Prepare { width: self.width, int8: false });
+            let kernel = self.choose(Prepare { width: self.width, int8: false })?.into();
             let places = [Place::Params, slot, Place::Prepared];
             self.dispatch(recording, kernel, [Some(base), None], &places, &params, grid)?;
         }
@@ -290,7 +298,7 @@ impl GpuDevice {
             (groups.rope.clone(), groups.whole.clone(), groups.spans.clone());
         let capacity = cache.capacity as u32;
 
-        let kernel = rope::Rope { workgroup: self.width.workgroup, half };
+        let kernel = self.choose(rope::Rope { workgroup: self.width.workgroup, half })?;
         let params = rope::Params {
             tokens: tokens as u32,
             position: pass.position as u32,
@@ -331,15 +339,15 @@ impl GpuDevice {
             scale: (1.0 / (dim as f64).sqrt()) as f32,
             pad: [0; 3],
         };
-        let pipeline =
-            self.pipelines.get(&self.context, Kernel::Attention(Attention { width: self.width, half }))?;
+        let kernel = self.choose(Attention { width: self.width, half })?;
+        let pipeline = self.pipelines.get(&self.context, Kernel::Attention(kernel))?;
         let grid = Attention::grid(tokens, group, shape.kv_heads, spans.count);
         let out = if partly { spans_group } else { whole };
         recording.push(pipeline, [None, None, Some(out)], &params, grid);
         if !partly {
             return Ok(());
         }
-        let kernel = Combine { workgroup: self.width.workgroup };
+        let kernel = self.choose(Combine { workgroup: self.width.workgroup })?;
         let params = CombineParams {
             tokens: tokens as u32,
             heads: shape.heads as u32,
@@ -355,11 +363,7 @@ impl GpuDevice {
 
     /// The likeliest token of the first row of logits.
     pub(super) fn record_argmax(&mut self, recording: &mut Recording) -> Result<()> {
-        let workgroup = match self.caps.family {
-            Family::Lanes => self.width.workgroup,
-            Family::Split => argmax::GPU_WORKGROUP,
-        };
-        let kernel = Kernel::Argmax(argmax::Argmax { workgroup });
+        let kernel = self.choose(argmax::Argmax::of_device(&self.caps))?.into();
         let params = argmax::Params { vocab: self.model.recipe.shape.vocab as u32, pad: [0; 3] };
         let places = [Place::Params, Place::Slot(Slot::Logits), Place::Token];
         self.dispatch(recording, kernel, [None, None], &places, &params, [1, 1, 1])

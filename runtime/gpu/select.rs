@@ -1,6 +1,7 @@
 //! Which GPU: lists what the machine has, says why one cannot be used, and opens the wanted one.
 
 use super::context::Context;
+use super::facts::{Facts, FactsOptions};
 use crate::error::{Error, Result};
 use crate::kernels::{Caps, Family};
 
@@ -123,6 +124,7 @@ pub(super) struct Opened {
     pub(super) caps: Caps,
     pub(super) name: String,
     pub(super) detail: String,
+    pub(super) info: wgpu::AdapterInfo,
 }
 
 /// The GPU that a choice means, best first.
@@ -145,7 +147,7 @@ pub(super) fn probe(choice: &GpuChoice) -> Result<String> {
 }
 
 /// What is known of a GPU without opening it.
-pub(super) struct Facts {
+pub(super) struct Known {
     pub(super) name: String,
     pub(super) caps: Caps,
     pub(super) limits: wgpu::Limits,
@@ -154,11 +156,11 @@ pub(super) struct Facts {
 }
 
 /// Those of the GPU that [`open`] would open.
-pub(super) fn facts(choice: &GpuChoice) -> Result<Facts> {
+pub(super) fn known(choice: &GpuChoice) -> Result<Known> {
     let adapter = pick(choice)?;
     let info = adapter.get_info();
     let limits = limits(&adapter);
-    Ok(Facts {
+    Ok(Known {
         caps: caps(&info, features(&adapter), &limits),
         limits,
         in_system_memory: info.device_type != wgpu::DeviceType::DiscreteGpu,
@@ -192,10 +194,10 @@ fn caps(info: &wgpu::AdapterInfo, features: wgpu::Features, limits: &wgpu::Limit
 }
 
 /// Opens the wanted GPU with the limits and features that help.
-pub(super) fn open(choice: &GpuChoice) -> Result<Opened> {
+pub(super) fn open(choice: &GpuChoice, facts: &FactsOptions) -> Result<Opened> {
     let adapter = pick(choice)?;
     let info = adapter.get_info();
-    let features = features(&adapter);
+    let features = features(&adapter) | (adapter.features() & Facts::features(facts));
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("calora"),
         required_features: features,
@@ -208,7 +210,7 @@ pub(super) fn open(choice: &GpuChoice) -> Result<Opened> {
     let context = Context::new(device, queue);
     let caps = caps(&info, features, &context.limits);
     let detail = format!("{} {:?}, {} {}", info.backend, info.device_type, info.driver, info.driver_info);
-    Ok(Opened { context, caps, name: info.name, detail })
+    Ok(Opened { context, caps, name: info.name.clone(), detail, info })
 }
 
 fn why_none(found: &[wgpu::Adapter], choice: &GpuChoice) -> String {

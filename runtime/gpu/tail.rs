@@ -49,6 +49,8 @@ pub(super) struct TailOptions {
     pub(super) half: bool,
     /// Rows of inner values.
     pub(super) max_tokens: usize,
+    /// Forms that kernels of this device fail with.
+    pub(super) avoided: Vec<TailKind>,
 }
 
 impl GpuTail {
@@ -203,7 +205,9 @@ fn storage(tail: &Tail, options: &TailOptions) -> Result<TailKind> {
             return Ok(TailKind::F32);
         }
     }
-    Ok(if options.half { TailKind::Half } else { TailKind::F16 })
+    let kinds = [(options.half, TailKind::Half), (true, TailKind::F16)];
+    let usable = kinds.into_iter().find(|(exists, kind)| *exists && !options.avoided.contains(kind));
+    Ok(usable.map_or(TailKind::F32, |(_, kind)| kind))
 }
 
 fn exact(half: &LowRank) -> Result<bool> {

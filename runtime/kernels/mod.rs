@@ -12,9 +12,14 @@ pub(crate) mod prepare;
 pub(crate) mod project;
 pub(crate) mod rope;
 pub(crate) mod shrink;
+mod variants;
 
 pub(crate) use caps::Width;
 pub use caps::{Caps, Family};
+pub(crate) use variants::Variant;
+
+/// The text of every shader part, to be hashed.
+pub(crate) use parts::ALL as SHADER_PARTS;
 
 /// Four bind groups at most; group 0 is the base model, group 1 the adapter, group 2 parameters and activations.
 pub(crate) type Groups = [Option<&'static [Binding]>; 3];

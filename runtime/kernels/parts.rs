@@ -3,6 +3,9 @@
 macro_rules! parts {
     ($($name:ident = $file:literal;)*) => {
         $(pub(crate) const $name: &str = include_str!(concat!("../../shaders/", $file, ".wgsl"));)*
+
+        /// All of them.
+        pub(crate) const ALL: &[&str] = &[$($name),*];
     };
 }
 

@@ -77,6 +77,12 @@ impl MatrixKind {
         self.scales != ScaleKind::None
     }
 
+    /// What people's models are made of, as calora and Hugging Face store them.
+    pub(crate) fn is_usual(self) -> bool {
+        self.weights != WeightKind::F32
+            && matches!(self.scales, ScaleKind::None | ScaleKind::Stored { half: true, symmetric: true })
+    }
+
     /// Every stored form.
     pub(crate) fn all() -> Vec<Self> {
         let dense = [WeightKind::F32, WeightKind::F16, WeightKind::Bf16];
@@ -227,6 +233,8 @@ impl Project {
         let shapes = [
             (Shape::MatvecLanes, lanes),
             (Shape::MatmulLanes, lanes),
+            (Shape::MatvecLanes, tree),
+            (Shape::MatmulLanes, tree),
             (Shape::MatvecSplit, tree),
             (Shape::MatvecSplit, subgroup),
             (Shape::MatmulSplit, tree),

@@ -1,7 +1,7 @@
 //! Put-aside beginnings that outlive the process: one file for each, named by everything that decides its content.
 //!
-//! Layout: 8 bytes `MAGIC`, the 32-byte blake3 of the rest, then [`crate::device::position_bytes`] for each token. A cache:
-//! a file that is missing, damaged or cannot be written costs its computation and nothing else.
+//! Content: [`crate::device::position_bytes`] for each token. A cache: a file that is missing, damaged or cannot be written
+//! costs its computation and nothing else.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,10 @@ use std::time::SystemTime;
 
 use super::resident::AdapterList;
 use crate::device::DeviceInfo;
-use crate::weights::write_atomically;
+use crate::weights::{read_checked, write_checked};
 
 const MAGIC: &[u8; 8] = b"caloraKV";
 const EXTENSION: &str = "kv";
-/// Magic and checksum.
-const HEAD: usize = 8 + blake3::OUT_LEN;
 
 /// A folder of such files.
 #[derive(Debug)]
@@ -36,17 +34,8 @@ impl PrefixFiles {
     /// What was kept for exactly these tokens under these adapters.
     pub(super) fn read(&self, tokens: &[u32], list: &AdapterList, device: &DeviceInfo) -> Option<Vec<u8>> {
         let path = self.path(tokens, list, device)?;
-        let mut file = fs::read(&path).ok()?;
-        let sound = file.len() == HEAD + tokens.len() * self.line
-            && file.starts_with(MAGIC)
-            && blake3::hash(&file[HEAD..]).as_bytes() == &file[MAGIC.len()..HEAD];
-        if !sound {
-            log::warn!("{}: not a sound prefix; it is computed again", path.display());
-            // Or it would stand in the place of a sound one.
-            let _ = fs::remove_file(&path);
-            return None;
-        }
-        Some(file.split_off(HEAD))
+        let expected = tokens.len() * self.line;
+        read_checked(&path, MAGIC, expected as u64).filter(|bytes| bytes.len() == expected)
     }
 
     /// Keeps a beginning, and removes the oldest files beyond the budget.
@@ -55,9 +44,7 @@ impl PrefixFiles {
         if path.exists() || bytes.len() as u64 > self.budget {
             return;
         }
-        let content = [MAGIC.as_slice(), blake3::hash(bytes).as_bytes(), bytes].concat();
-        let made = fs::create_dir_all(&self.folder).map_err(|e| crate::Error::io(&self.folder, e));
-        if let Err(e) = made.and_then(|()| write_atomically(&path, &content)) {
+        if let Err(e) = write_checked(&path, MAGIC, bytes) {
             log::warn!("a prefix was not kept: {e}");
         }
         self.prune();

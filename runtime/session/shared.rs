@@ -12,7 +12,7 @@ use super::prefixes::Prefixes;
 use super::seat::{Placed, Seat};
 use super::slot::Slots;
 use crate::adapter::Tail;
-use crate::device::{Answer, Device, DeviceInfo, DeviceMemory, Forward, Model};
+use crate::device::{Answer, Device, DeviceFacts, DeviceInfo, DeviceMemory, Forward, Model};
 use crate::error::{Error, Result};
 use crate::text::{Tokenizer, TokenizerConfig};
 
@@ -138,6 +138,11 @@ impl Shared {
     /// What computes, or computed last.
     pub(crate) fn device_info(&self) -> Arc<DeviceInfo> {
         self.info().clone()
+    }
+
+    /// What the device's self-test found.
+    pub(crate) fn device_facts(&self) -> Option<DeviceFacts> {
+        self.seat().device().and_then(|device| device.facts())
     }
 
     /// Bytes that the device holds; none between a loss and the next use.

@@ -5,6 +5,7 @@
 
 mod cache;
 mod canonical;
+pub(crate) mod checked;
 pub mod file;
 pub mod folder;
 mod header;
@@ -19,6 +20,7 @@ pub(crate) mod stamp;
 pub mod tensor;
 pub(crate) mod write;
 
+pub(crate) use checked::{read_checked, write_checked};
 pub use file::SafetensorsFile;
 pub use folder::{ModelFolder, WeightAccess};
 pub use id::BaseIds;

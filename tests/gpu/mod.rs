@@ -36,7 +36,8 @@ pub const VARIANTS: [Variant; 4] = [
 
 /// Opens whatever GPU there is, software Vulkan included. Fails, and says what to install, where there is none.
 pub fn open(model: &Model, activations: Activations, mask: CapsMask) -> GpuDevice {
-    let options = GpuOptions { activations, max_tokens: 64, choice: GpuChoice::Any, mask };
+    let options =
+        GpuOptions { activations, max_tokens: 64, choice: GpuChoice::Any, mask, ..GpuOptions::default() };
     GpuDevice::new(model, options).unwrap_or_else(|e| {
         panic!(
             "{e}\nThese tests need a GPU or software Vulkan: apt-get install mesa-vulkan-drivers libvulkan1"

@@ -10,7 +10,7 @@ use calora::device::{
     Activations, Answer, CacheId, Device, DeviceInfo, DeviceMemory, Forward, Model, TailId,
 };
 use calora::engine::{Engine, EngineEvent, EngineParts, MakeDevice, Recovery};
-use calora::gpu::{CapsMask, GpuChoice, GpuDevice, GpuOptions};
+use calora::gpu::{GpuChoice, GpuDevice, GpuOptions};
 use calora::text::TokenizerConfig;
 use calora::{Error, Result};
 
@@ -152,7 +152,7 @@ pub fn failing_gpu(model: &Model, plan: &Shared) -> MakeDevice {
             activations: Activations::F32,
             max_tokens: CHUNK,
             choice: GpuChoice::Any,
-            mask: CapsMask::default(),
+            ..GpuOptions::default()
         };
         let inner = GpuDevice::new(&model, options)?;
         let take_away: Option<TakeAway<GpuDevice>> = Some(GpuDevice::destroy);

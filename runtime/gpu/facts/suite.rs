@@ -1,0 +1,529 @@
+//! What each kernel is tried with: small inputs at awkward sizes, with what must come out; and a phone's sizes for its time.
+//!
+//! Invariant: every buffer that a kernel writes is checked as a whole, so that a value beside its place is found too.
+
+use half::{bf16, f16};
+
+use super::twin;
+use crate::error::Result;
+use crate::kernels::attention::{Attention, Combine, CombineParams};
+use crate::kernels::prepare::{Order, Prepare};
+use crate::kernels::project::{MatrixKind, Mode, Project, ScaleKind, TailKind, WeightKind};
+use crate::kernels::{BLOCK, CHUNK, Kernel, argmax, attention, embed, prepare, project, rope, shrink};
+use crate::quant::{Bits, Group, Scheme, activations::Int8Row};
+use crate::weights::{DType, Matrix, Tensor};
+
+/// Float32 sums, exponentials and divisions, which phones compute to a few units in the last place: a defect is far above.
+const FLOAT: f64 = 5e-5;
+/// Half a step of int8, and a little.
+const ROUNDED: f64 = 0.502 / 127.0;
+/// Half a step of f16.
+const HALF: f64 = 1.0 / 2048.0;
+
+/// How the values of a buffer are stored.
+#[derive(Clone, Copy)]
+pub(super) enum Form {
+    F32,
+    F16,
+    U32,
+    /// int8 with scales and sums, as `quantise_int8.wgsl` writes them.
+    Rounded(Order),
+}
+
+/// What a buffer must hold afterwards.
+pub(super) struct Expected {
+    /// Which binding.
+    pub(super) at: (usize, usize),
+    pub(super) form: Form,
+    pub(super) values: Vec<f64>,
+    /// The largest error, as a fraction of the largest value.
+    pub(super) tolerance: f64,
+}
+
+/// One dispatch.
+pub(super) struct Case {
+    /// Content of every binding; nothing where the parameters are.
+    pub(super) groups: [Vec<Vec<u8>>; 3],
+    pub(super) params: Vec<u8>,
+    pub(super) grid: [u32; 3],
+    pub(super) expected: Vec<Expected>,
+}
+
+/// The same numbers everywhere.
+struct Noise(u32);
+
+impl Noise {
+    fn next(&mut self) -> u32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 17;
+        self.0 ^= self.0 << 5;
+        self.0
+    }
+
+    /// In [-size, size), each exact in f16 where the size is a power of two.
+    fn values(&mut self, count: usize, size: f32) -> Vec<f32> {
+        (0..count).map(|_| ((self.next() >> 21) as f32 / 1024.0 - 1.0) * size).collect()
+    }
+
+    fn words(&mut self, count: usize) -> Vec<u32> {
+        (0..count).map(|_| self.next()).collect()
+    }
+}
+
+fn f32_bytes(values: &[f32]) -> Vec<u8> {
+    bytemuck::cast_slice(values).to_vec()
+}
+
+fn f16_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| f16::from_f32(*v).to_bits().to_le_bytes()).collect()
+}
+
+fn tail_bytes(kind: TailKind, values: &[f32]) -> Vec<u8> {
+    if kind == TailKind::F32 { f32_bytes(values) } else { f16_bytes(values) }
+}
+
+fn cache_bytes(half: bool, values: &[f32]) -> Vec<u8> {
+    if half { f16_bytes(values) } else { f32_bytes(values) }
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|v| f64::from(*v)).collect()
+}
+
+fn case<P: bytemuck::Pod>(
+    groups: [Vec<Vec<u8>>; 3],
+    params: &P,
+    grid: [u32; 3],
+    expected: Vec<Expected>,
+) -> Case {
+    Case { groups, params: bytemuck::bytes_of(params).to_vec(), grid, expected }
+}
+
+/// A matrix as it lies on the device.
+struct Stored {
+    /// Weights, scales, zero points.
+    bytes: [Vec<u8>; 3],
+    /// (R, K).
+    values: Vec<f32>,
+}
+
+fn stored(kind: MatrixKind, rows: usize, blocks: usize, group: usize, noise: &mut Noise) -> Result<Stored> {
+    let cols = blocks * BLOCK;
+    // Small, and no value below what f16 holds without denormals, which some GPUs flush.
+    let size = 1.0 / 16.0;
+    let none = || vec![0; 16];
+    let ScaleKind::Stored { half, symmetric } = kind.scales else {
+        let shape = [rows, cols];
+        let values = noise.values(rows * cols, size);
+        let tensor = match kind.weights {
+            WeightKind::F16 => {
+                let values: Vec<f16> = values.iter().map(|v| f16::from_f32(*v)).collect();
+                Tensor::from_slice("w", DType::F16, &shape, &values)?
+            }
+            WeightKind::Bf16 => {
+                let values: Vec<bf16> = values.iter().map(|v| bf16::from_f32(*v)).collect();
+                Tensor::from_slice("w", DType::BF16, &shape, &values)?
+            }
+            _ => Tensor::from_f32("w", &shape, &values)?,
+        };
+        let values = tensor.to_f32()?;
+        return Ok(Stored { bytes: [tensor.bytes().to_vec(), none(), none()], values });
+    };
+    let bits = match kind.weights {
+        WeightKind::Int2 => Bits::Int2,
+        WeightKind::Int3 => Bits::Int3,
+        WeightKind::Int4 => Bits::Int4,
+        _ => Bits::Int8,
+    };
+    let scheme = Scheme { bits, group: Group::Size(group * BLOCK), symmetric };
+    let groups = scheme.groups(cols);
+    let words = noise.words(rows * scheme.words(cols));
+    let words = Tensor::from_slice("w", DType::I32, &[rows, scheme.words(cols)], &words)?;
+    let scale = size / bits.offset() as f32;
+    let scales: Vec<f32> = noise.values(rows * groups, 0.5).iter().map(|v| (1.0 + v) * scale).collect();
+    let shape = [rows, groups];
+    let scales = if half {
+        let scales: Vec<f16> = scales.iter().map(|v| f16::from_f32(*v)).collect();
+        Tensor::from_slice("s", DType::F16, &shape, &scales)?
+    } else {
+        Tensor::from_f32("s", &shape, &scales)?
+    };
+    let shape = [bits.words(rows), groups];
+    let zeros = match symmetric {
+        true => None,
+        false => Some(Tensor::from_slice("z", DType::I32, &shape, &noise.words(shape[0] * groups))?),
+    };
+    let zero_bytes = zeros.as_ref().map_or_else(none, |zeros| zeros.bytes().to_vec());
+    let bytes = [words.bytes().to_vec(), scales.bytes().to_vec(), zero_bytes];
+    let values = Matrix::packed(rows, cols, scheme, words, scales, zeros)?.to_f32()?;
+    Ok(Stored { bytes, values })
+}
+
+/// A place in each sixteen for each of its elements.
+fn place(order: Order, i: usize) -> usize {
+    match order {
+        Order::Natural => i,
+        Order::EvenOdd => i / 8 * 8 + i % 2 * 4 + i % 8 / 2,
+        Order::Fourths => i % 4 * 4 + i / 4,
+    }
+}
+
+/// Rows as int8 kernels read them, and their values.
+fn rounded(x: &[f32], order: Order) -> (Vec<u8>, Vec<f64>) {
+    let row = Int8Row::quantise(x);
+    let (mut bytes, mut seen) = (Vec::new(), Vec::new());
+    for (block, values) in row.values.chunks(BLOCK).enumerate() {
+        let mut ordered = [0; BLOCK];
+        for (i, value) in values.iter().enumerate() {
+            ordered[i / 16 * 16 + place(order, i % 16)] = *value as u8;
+            seen.push(f64::from(*value) * f64::from(row.scales[block]));
+        }
+        bytes.extend(ordered);
+        bytes.extend(row.scales[block].to_le_bytes());
+        bytes.extend(row.sums[block].to_le_bytes());
+        bytes.extend([0; 8]);
+    }
+    (bytes, seen)
+}
+
+/// A buffer's values; NaN for an int8 block whose sum is wrong.
+pub(super) fn decode(form: Form, bytes: &[u8]) -> Vec<f64> {
+    let float = |b: &[u8]| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    let word = |b: &[u8]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+    match form {
+        Form::F32 => bytes.chunks_exact(4).map(float).collect(),
+        Form::U32 => bytes.chunks_exact(4).map(|b| f64::from(word(b))).collect(),
+        Form::F16 => {
+            bytes.chunks_exact(2).map(|b| f64::from(f16::from_le_bytes([b[0], b[1]]).to_f32())).collect()
+        }
+        Form::Rounded(order) => {
+            let mut values = Vec::new();
+            for block in bytes.chunks_exact(BLOCK + 16) {
+                let (q, rest) = block.split_at(BLOCK);
+                let sum: i32 = q.iter().map(|q| i32::from(*q as i8)).sum();
+                let scale = if sum as u32 == word(&rest[4..]) { float(rest) } else { f64::NAN };
+                let at = |i: usize| f64::from(q[i / 16 * 16 + place(order, i % 16)] as i8) * scale;
+                values.extend((0..BLOCK).map(at));
+            }
+            values
+        }
+    }
+}
+
+/// Every case of a kernel.
+pub(super) fn cases(kernel: Kernel) -> Result<Vec<Case>> {
+    let noise = &mut Noise(0x9e37_79b9);
+    match kernel {
+        Kernel::Project(k) => {
+            let tiles = projection(k, (37, 4, 2, 35), Mode::Gate, true, noise)?;
+            Ok(vec![tiles, projection(k, (12, 67, 1, 1), Mode::Add, false, noise)?])
+        }
+        Kernel::Shrink(k) => Ok(vec![shrinking(k, noise)]),
+        Kernel::Prepare(k) => Ok(Order::ALL.into_iter().map(|order| prepared(k, order, noise)).collect()),
+        Kernel::Embed(k) => Ok(vec![embedding(k, noise)?]),
+        Kernel::Rope(k) => Ok(vec![rotation(k, noise)]),
+        Kernel::Attention(k) => Ok(vec![attending(k, 12, 1, noise), attending(k, 128, 2, noise)]),
+        Kernel::Combine(k) => Ok(vec![combining(k, noise)]),
+        Kernel::Argmax(k) => Ok(vec![likeliest(k, noise)]),
+    }
+}
+
+type Dims = (usize, usize, usize, usize);
+
+fn projection(
+    k: Project,
+    (rows, blocks, group, tokens): Dims,
+    mode: Mode,
+    biased: bool,
+    noise: &mut Noise,
+) -> Result<Case> {
+    let matrix = stored(k.matrix, rows, blocks, group, noise)?;
+    let x = noise.values((tokens + 1) * blocks * BLOCK, 1.0);
+    let (x_bytes, x) = match k.int8 {
+        true => rounded(&x, Order::of(k.matrix.weights)),
+        false => (f32_bytes(&x), wide(&x)),
+    };
+    let bias = noise.values(rows, 1.0);
+    let stride = rows + 5;
+    let y = noise.values((tokens + 1) * stride, 1.0);
+    let params = project::Params {
+        rows: rows as u32,
+        blocks: blocks as u32,
+        groups: blocks.div_ceil(group) as u32,
+        group_blocks: group as u32,
+        x_row: 1,
+        tokens: tokens as u32,
+        y_row: 1,
+        y_stride: stride as u32,
+        y_column: 3,
+        mode: mode as u32,
+        has_bias: u32::from(biased),
+        tail_chunks: 2,
+        inner_stride: 4,
+        inner_offset: 1,
+        pad: [0; 2],
+    };
+    let (up, inner) = (noise.values(rows * 2 * CHUNK, 0.25), noise.values(tokens * 4 * CHUNK, 1.0));
+    let tail = k.tail.map_or_else(Vec::new, |kind| vec![tail_bytes(kind, &up), f32_bytes(&inner)]);
+    let tail_values = k.tail.map(|_| (up.as_slice(), inner.as_slice()));
+    let values = twin::project(&params, &matrix.values, &x, &bias, tail_values, &y);
+    let [weights, scales, zeros] = matrix.bytes;
+    let groups =
+        [vec![weights, scales, zeros, f32_bytes(&bias)], tail, vec![Vec::new(), x_bytes, f32_bytes(&y)]];
+    let expected = Expected { at: (2, 2), form: Form::F32, values, tolerance: FLOAT };
+    Ok(case(groups, &params, k.grid(rows, tokens), vec![expected]))
+}
+
+fn shrinking(k: shrink::Shrink, noise: &mut Noise) -> Case {
+    let (rows, blocks, tokens) = (16, 67, 2);
+    let width = blocks * BLOCK;
+    let down = noise.values(rows * width, 1.0 / 8.0);
+    let factors: Vec<f32> = (0..rows).flat_map(|i| [0.5 + i as f32 / 8.0, (i / 8) as f32]).collect();
+    let x = noise.values((tokens + 1) * width, 0.5);
+    let values = twin::shrink(&down, &factors, &x[width..], width);
+    let inner = vec![0xff; tokens * rows * 4];
+    let groups = [
+        Vec::new(),
+        vec![tail_bytes(k.tail, &down), f32_bytes(&factors), inner],
+        vec![Vec::new(), f32_bytes(&x)],
+    ];
+    let params = shrink::Params { rows: rows as u32, blocks: blocks as u32, x_row: 1, pad: 0 };
+    let expected = Expected { at: (1, 2), form: Form::F32, values, tolerance: FLOAT };
+    case(groups, &params, shrink::Shrink::grid(rows, tokens), vec![expected])
+}
+
+fn prepared(k: Prepare, order: Order, noise: &mut Noise) -> Case {
+    // Each order meets another length, with and without a norm.
+    let (blocks, normalise) = [(67, 1), (3, 0), (5, 1)][order as usize];
+    let (tokens, width, cols) = (3, blocks * BLOCK, blocks * BLOCK - 26);
+    let mut norm: Vec<f32> = noise.values(width, 0.25).iter().map(|v| 1.0 + v).collect();
+    norm[cols..].fill(0.0);
+    let mut x = noise.values((tokens + 1) * width, 1.0);
+    x.chunks_mut(width).for_each(|row| row[cols..].fill(0.0));
+    let params = prepare::Params {
+        blocks: blocks as u32,
+        cols: cols as u32,
+        first_row: 1,
+        normalise,
+        keep: 1,
+        order: order as u32,
+        epsilon: 1e-5,
+        pad: 0,
+    };
+    let values = twin::prepare(&params, &norm, &x[width..]);
+    let unwritten = vec![0xff; tokens * width * 4];
+    let mut work = vec![Vec::new(), f32_bytes(&x), unwritten];
+    let mut expected =
+        vec![Expected { at: (2, 2), form: Form::F32, values: values.clone(), tolerance: FLOAT }];
+    if k.int8 {
+        work.push(vec![0xff; tokens * blocks * (BLOCK + 16)]);
+        expected.push(Expected { at: (2, 3), form: Form::Rounded(order), values, tolerance: ROUNDED });
+    }
+    case([vec![f32_bytes(&norm)], Vec::new(), work], &params, [tokens as u32, 1, 1], expected)
+}
+
+fn embedding(k: embed::Embed, noise: &mut Noise) -> Result<Case> {
+    let (rows, blocks, group, first, cols) = (9, 4, 2, 100, 4 * BLOCK - 28);
+    let table = stored(k.matrix, rows, blocks, group, noise)?;
+    // One token is of another part of the table.
+    let tokens = [103u32, 100, 5, 108, 109];
+    let before = noise.values(tokens.len() * blocks * BLOCK, 1.0);
+    let mut values = wide(&before);
+    for (token, row) in tokens.iter().zip(values.chunks_mut(blocks * BLOCK)) {
+        let Some(from) = token.checked_sub(first).filter(|row| (*row as usize) < rows) else { continue };
+        let from = &table.values[from as usize * blocks * BLOCK..];
+        row.fill(0.0);
+        row[..cols].iter_mut().zip(from).for_each(|(to, from)| *to = f64::from(*from));
+    }
+    let params = embed::Params {
+        first_row: first,
+        rows: rows as u32,
+        blocks: blocks as u32,
+        cols: cols as u32,
+        groups: blocks.div_ceil(group) as u32,
+        group_blocks: group as u32,
+        tokens: tokens.len() as u32,
+        pad: 0,
+    };
+    let [weights, scales, zeros] = table.bytes;
+    let ids = bytemuck::cast_slice(&tokens).to_vec();
+    let groups =
+        [vec![weights, scales, zeros, vec![0; 16]], Vec::new(), vec![Vec::new(), ids, f32_bytes(&before)]];
+    let expected = Expected { at: (2, 2), form: Form::F32, values, tolerance: FLOAT };
+    Ok(case(groups, &params, k.grid(tokens.len(), blocks), vec![expected]))
+}
+
+/// (T, D/2) cosines and sines.
+fn angles(tokens: usize, dim: usize, noise: &mut Noise) -> Vec<f32> {
+    noise.values(tokens * dim / 2, 3.0).iter().flat_map(|a| [a.cos(), a.sin()]).collect()
+}
+
+fn rotation(k: rope::Rope, noise: &mut Noise) -> Case {
+    let (tokens, heads, dim, capacity) = (3, 2, 10usize, 9);
+    let (chunks, stride) = (dim.div_ceil(4), 32);
+    let params = rope::Params {
+        tokens: tokens as u32,
+        position: 5,
+        capacity: capacity as u32,
+        kv_heads: heads as u32,
+        dim: dim as u32,
+        chunks: chunks as u32,
+        stride: stride as u32,
+        pad: 0,
+    };
+    let (key, value) = (noise.values(tokens * stride, 1.0), noise.values(tokens * stride, 1.0));
+    let angles = angles(tokens, dim, noise);
+    let before = noise.values(heads * capacity * chunks * 4, 1.0);
+    let (form, tolerance) = if k.half { (Form::F16, HALF) } else { (Form::F32, FLOAT) };
+    let result = |binding, input: &[f32], angles| Expected {
+        at: (2, binding),
+        form,
+        values: twin::append(&params, input, angles, &before),
+        tolerance,
+    };
+    let expected = vec![result(4, &key, Some(angles.as_slice())), result(5, &value, None)];
+    let cache = cache_bytes(k.half, &before);
+    let work = vec![Vec::new(), f32_bytes(&key), f32_bytes(&value), f32_bytes(&angles), cache.clone(), cache];
+    case([Vec::new(), Vec::new(), work], &params, k.grid(tokens, heads, chunks), expected)
+}
+
+/// Attention parameters for a cache that is full with the last token.
+fn attention_params(
+    tokens: usize,
+    capacity: usize,
+    group: usize,
+    kv_heads: usize,
+    dim: usize,
+    splits: usize,
+) -> attention::Params {
+    let heads = group * kv_heads;
+    let stride = (heads * dim).next_multiple_of(BLOCK);
+    let partly = splits > 1;
+    let size = dim + 2;
+    let (out_token, out_head, out_split) =
+        if partly { (heads * splits * size, splits * size, size) } else { (stride, dim, 0) };
+    attention::Params {
+        tokens: tokens as u32,
+        position: (capacity - tokens) as u32,
+        capacity: capacity as u32,
+        group: group as u32,
+        dim: dim as u32,
+        chunks: dim.div_ceil(4) as u32,
+        stride: stride as u32,
+        span: capacity.div_ceil(splits).next_multiple_of(64) as u32,
+        out_token: out_token as u32,
+        out_head: out_head as u32,
+        out_split: out_split as u32,
+        partly: u32::from(partly),
+        scale: (1.0 / (dim as f64).sqrt()) as f32,
+        pad: [0; 3],
+    }
+}
+
+fn attending(k: Attention, dim: usize, splits: usize, noise: &mut Noise) -> Case {
+    let (tokens, group, kv_heads, capacity) = (3, 3, 2, 75);
+    let params = attention_params(tokens, capacity, group, kv_heads, dim, splits);
+    let query = noise.values(tokens * params.stride as usize, 1.0);
+    let angles = angles(tokens, dim, noise);
+    let elements = kv_heads * capacity * params.chunks as usize * 4;
+    let mut keys = noise.values(elements, 1.0);
+    let mut values = noise.values(elements, 1.0);
+    for cache in [&mut keys, &mut values] {
+        cache.chunks_mut(params.chunks as usize * 4).for_each(|line| line[dim..].fill(0.0));
+    }
+    let before = noise.values(tokens * params.out_token as usize, 1.0);
+    let after = twin::attend(&params, &query, &angles, &keys, &values, kv_heads, &before);
+    let work = vec![
+        Vec::new(),
+        f32_bytes(&query),
+        f32_bytes(&angles),
+        cache_bytes(k.half, &keys),
+        cache_bytes(k.half, &values),
+        f32_bytes(&before),
+    ];
+    let expected = Expected { at: (2, 5), form: Form::F32, values: after, tolerance: FLOAT };
+    let grid = Attention::grid(tokens, group, kv_heads, splits);
+    case([Vec::new(), Vec::new(), work], &params, grid, vec![expected])
+}
+
+fn combining(k: Combine, noise: &mut Noise) -> Case {
+    let (tokens, heads, dim, splits, stride) = (2, 3, 10, 3, 32);
+    let params = CombineParams {
+        tokens: tokens as u32,
+        heads: heads as u32,
+        dim: dim as u32,
+        splits: splits as u32,
+        stride: stride as u32,
+        pad: [0; 3],
+    };
+    let mut spans = noise.values(tokens * heads * splits * (dim + 2), 2.0);
+    spans.chunks_mut(dim + 2).for_each(|span| span[dim + 1] = 1.0 + span[dim + 1].abs());
+    let before = noise.values(tokens * stride, 1.0);
+    let values = twin::combine(&params, &spans, &before);
+    let work = vec![Vec::new(), f32_bytes(&spans), f32_bytes(&before)];
+    let expected = Expected { at: (2, 2), form: Form::F32, values, tolerance: FLOAT };
+    case([Vec::new(), Vec::new(), work], &params, k.grid(tokens, heads * dim), vec![expected])
+}
+
+fn likeliest(_: argmax::Argmax, noise: &mut Noise) -> Case {
+    let mut logits = noise.values(1003, 1.0);
+    // Equals, in different lanes and in the same one: the lowest id wins.
+    for at in [333, 334, 397, 589, 1002] {
+        logits[at] = 2.0;
+    }
+    let params = argmax::Params { vocab: logits.len() as u32, pad: [0; 3] };
+    // A buffer has at least four words.
+    let work = vec![Vec::new(), f32_bytes(&logits), vec![0; 16]];
+    let expected =
+        Expected { at: (2, 2), form: Form::U32, values: vec![333.0, 0.0, 0.0, 0.0], tolerance: 0.0 };
+    case([Vec::new(), Vec::new(), work], &params, [1, 1, 1], vec![expected])
+}
+
+/// Bytes over and over up to a length.
+fn cycled(bytes: &[u8], len: usize) -> Vec<u8> {
+    bytes.iter().copied().cycle().take(len).collect()
+}
+
+/// The work that a kernel's time is taken with, in a phone's sizes; none for kernels whose time does not matter.
+pub(super) fn timing(kernel: Kernel) -> Result<Option<Case>> {
+    let noise = &mut Noise(0x85eb_ca6b);
+    match kernel {
+        Kernel::Project(k) if k.tail.is_none() => {
+            let (rows, blocks, tokens) = if k.shape.is_decode() { (2048, 64, 1) } else { (1024, 32, 64) };
+            // A few rows over and over.
+            let few = 32;
+            let mut case = projection(k, (few, blocks, 1, tokens), Mode::Store, false, noise)?;
+            for bytes in &mut case.groups[0] {
+                *bytes = cycled(bytes, bytes.len() * rows / few);
+            }
+            let params = project::Params {
+                rows: rows as u32,
+                blocks: blocks as u32,
+                groups: blocks as u32,
+                group_blocks: 1,
+                tokens: tokens as u32,
+                y_stride: rows as u32,
+                ..Default::default()
+            };
+            case.params = bytemuck::bytes_of(&params).to_vec();
+            case.groups[2][2] = vec![0; rows * tokens * 4];
+            Ok(Some(Case { grid: k.grid(rows, tokens), expected: Vec::new(), ..case }))
+        }
+        Kernel::Attention(k) => {
+            let (group, kv_heads, dim, capacity, splits) = (4, 8, 64, 1024, 8);
+            let params = attention_params(1, capacity, group, kv_heads, dim, splits);
+            let cache = cache_bytes(k.half, &noise.values(kv_heads * capacity * dim, 1.0));
+            let work = vec![
+                Vec::new(),
+                f32_bytes(&noise.values(params.stride as usize, 1.0)),
+                f32_bytes(&angles(1, dim, noise)),
+                cache.clone(),
+                cache,
+                vec![0; params.out_token as usize * 4],
+            ];
+            let grid = Attention::grid(1, group, kv_heads, splits);
+            Ok(Some(case([Vec::new(), Vec::new(), work], &params, grid, Vec::new())))
+        }
+        _ => Ok(None),
+    }
+}

@@ -1,0 +1,161 @@
+//! Which kernels may run in place of another: the same bindings, parameters and layout, other workgroups.
+//!
+//! Invariant: results differ only by the order in which float32 sums are taken, so that a device may choose any.
+
+use super::Kernel;
+use super::argmax::{Argmax, GPU_WORKGROUP as ARGMAX_WORKGROUP};
+use super::attention::{Attention, Combine};
+use super::caps::{Caps, Family, GPU_WORKGROUP, Reduce, Width};
+use super::embed::Embed;
+use super::prepare::Prepare;
+use super::project::{MatrixKind, Project, Shape, TailKind};
+use super::rope::Rope;
+use super::shrink::Shrink;
+
+/// One kind of kernel, in and out of [`Kernel`].
+pub(crate) trait Variant: Copy + Into<Kernel> {
+    /// The kernel, where it is of this kind.
+    fn of(kernel: Kernel) -> Option<Self>;
+}
+
+macro_rules! variants {
+    ($($name:ident),*) => {$(
+        impl From<$name> for Kernel {
+            fn from(kernel: $name) -> Self {
+                Self::$name(kernel)
+            }
+        }
+
+        impl Variant for $name {
+            fn of(kernel: Kernel) -> Option<Self> {
+                match kernel {
+                    Kernel::$name(kernel) => Some(kernel),
+                    _ => None,
+                }
+            }
+        }
+    )*};
+}
+
+variants!(Project, Shrink, Prepare, Embed, Rope, Attention, Combine, Argmax);
+
+/// The widths that a device can run, its own first.
+fn widths(caps: &Caps) -> Vec<Width> {
+    let mut all = vec![caps.width()];
+    for width in Width::all() {
+        let fits = match (caps.family, width.reduce) {
+            // A workgroup is one subgroup only where every subgroup has that size.
+            (Family::Lanes, Reduce::Single) => caps.subgroups && width.workgroup == caps.subgroup_size,
+            (Family::Split, Reduce::Single) => false,
+            (Family::Lanes, Reduce::Tree) => true,
+            (Family::Split, Reduce::Tree) => width.workgroup == GPU_WORKGROUP,
+            (_, Reduce::Subgroup) => caps.subgroups,
+        };
+        if fits && !all.contains(&width) {
+            all.push(width);
+        }
+    }
+    all
+}
+
+/// Workgroups of kernels without a reduction, the wanted one first.
+fn workgroups(wanted: u32) -> Vec<u32> {
+    let others = [GPU_WORKGROUP, 8].into_iter().filter(|size| *size != wanted);
+    std::iter::once(wanted).chain(others).collect()
+}
+
+impl Shape {
+    /// Whether it is made for few tokens.
+    pub(crate) fn is_decode(self) -> bool {
+        matches!(self, Self::MatvecLanes | Self::MatvecSplit)
+    }
+}
+
+impl Project {
+    fn variants(self, caps: &Caps) -> Vec<Self> {
+        let tree = Width { workgroup: GPU_WORKGROUP, reduce: Reduce::Tree };
+        let lanes = match caps.family {
+            Family::Lanes => caps.width(),
+            Family::Split => tree,
+        };
+        let subgroup = Width { reduce: Reduce::Subgroup, ..tree };
+        let mut all = vec![self];
+        let rows = [
+            (caps.subgroups, Shape::MatvecSplit, subgroup),
+            (true, Shape::MatvecSplit, tree),
+            (true, Shape::MatvecLanes, lanes),
+            (true, Shape::MatmulSplit, tree),
+            (true, Shape::MatmulLanes, lanes),
+        ];
+        // Every shape takes any number of tokens: those of the other phase are the last resort.
+        for own in [true, false] {
+            for (exists, shape, width) in rows {
+                let kernel = Self { shape, width, ..self }.tidy();
+                if exists && own == (shape.is_decode() == self.shape.is_decode()) && !all.contains(&kernel) {
+                    all.push(kernel);
+                }
+            }
+        }
+        all
+    }
+}
+
+impl Kernel {
+    /// This kernel, which the device's capabilities call for, and those that may run in its place, the best guess first.
+    pub(crate) fn variants(self, caps: &Caps) -> Vec<Self> {
+        fn each<W, K: Into<Kernel>>(widths: Vec<W>, make: impl Fn(W) -> K) -> Vec<Kernel> {
+            widths.into_iter().map(|width| make(width).into()).collect()
+        }
+        match self {
+            Self::Project(k) => each(k.variants(caps), |k| k),
+            Self::Shrink(k) => each(widths(caps), |width| Shrink { width, ..k }),
+            Self::Prepare(k) => each(widths(caps), |width| Prepare { width, ..k }),
+            Self::Attention(k) => each(widths(caps), |width| Attention { width, ..k }),
+            Self::Embed(k) => each(workgroups(k.workgroup), |workgroup| Embed { workgroup, ..k }),
+            Self::Rope(k) => each(workgroups(k.workgroup), |workgroup| Rope { workgroup, ..k }),
+            Self::Combine(k) => each(workgroups(k.workgroup), |workgroup| Combine { workgroup }),
+            Self::Argmax(k) => each(workgroups(k.workgroup), |workgroup| Argmax { workgroup }),
+        }
+    }
+
+    /// What a device with these capabilities calls for, over all models: every stored form of weights, or the usual ones.
+    pub(crate) fn wanted(caps: &Caps, every: bool) -> Vec<Self> {
+        let width = caps.width();
+        let usual = |kind: &&MatrixKind| every || kind.is_usual();
+        let half = if caps.f16 { TailKind::Half } else { TailKind::F16 };
+        let tails = if every { vec![half, TailKind::F16, TailKind::F32] } else { vec![half] };
+        let kinds = MatrixKind::all();
+        let mut all = Vec::new();
+        for matrix in kinds.iter().filter(usual).copied() {
+            all.push(Embed { workgroup: width.workgroup, matrix }.into());
+            for tokens in [1, 64] {
+                let shape = Shape::choose(caps.family, tokens);
+                for int8 in [false, true].into_iter().filter(|int8| !int8 || matrix.is_packed()) {
+                    for tail in std::iter::once(None).chain(tails.iter().copied().map(Some)) {
+                        all.push(Project { shape, width, matrix, int8, tail }.tidy().into());
+                    }
+                }
+            }
+        }
+        all.extend(tails.iter().map(|tail| Kernel::Shrink(Shrink { width, tail: *tail })));
+        for half in [false, true] {
+            all.push(Prepare { width, int8: half }.into());
+            all.push(Rope { workgroup: width.workgroup, half }.into());
+            all.push(Attention { width, half }.into());
+        }
+        all.push(Combine { workgroup: width.workgroup }.into());
+        all.push(Argmax::of_device(caps).into());
+        all
+    }
+}
+
+impl Argmax {
+    /// The kernel that a device calls for.
+    pub(crate) fn of_device(caps: &Caps) -> Self {
+        let workgroup = match caps.family {
+            Family::Lanes => caps.width().workgroup,
+            Family::Split => ARGMAX_WORKGROUP,
+        };
+        Self { workgroup }
+    }
+}

@@ -1,0 +1,470 @@
+//! What the engine learns of a GPU: kernels that compute wrongly are found, dropped, reported and remembered.
+#![allow(dead_code, clippy::unwrap_used, clippy::panic)]
+
+mod common;
+mod gpu;
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use calora::Error;
+use calora::adapter::Tail;
+use calora::cpu::{CpuDevice, CpuOptions};
+use calora::device::{Activations, Device, DeviceFacts, Model};
+use calora::gpu::{CapsMask, FactsOptions, Family, GpuChoice, GpuDevice, GpuOptions, Timing};
+use calora::quant::Bits::{Int4, Int8};
+use calora::weights::DType;
+use common::{Store, nmse, random_model, random_tail, scheme, small_config};
+use gpu::all_logits;
+
+/// Changes a kernel's text, or not.
+type Fault = Box<dyn Fn(&str, &str) -> Option<String>>;
+
+thread_local! {
+    /// What is wrong with this thread's driver.
+    static FAULT: RefCell<Option<Fault>> = const { RefCell::new(None) };
+}
+
+/// The hook of the GPU's options.
+fn rewrite(name: &str, wgsl: String) -> String {
+    FAULT.with_borrow(|fault| fault.as_ref().and_then(|fault| fault(name, &wgsl))).unwrap_or(wgsl)
+}
+
+/// Runs with a driver that is wrong in one way.
+fn with_fault<T>(fault: impl Fn(&str, &str) -> Option<String> + 'static, work: impl FnOnce() -> T) -> T {
+    FAULT.set(Some(Box::new(fault)));
+    let value = work();
+    FAULT.set(None);
+    value
+}
+
+/// In kernels that are meant, one text instead of another, which must be there.
+fn replace(
+    meant: impl Fn(&str) -> bool + 'static,
+    from: &'static str,
+    to: &'static str,
+) -> impl Fn(&str, &str) -> Option<String> {
+    move |name, wgsl| {
+        meant(name).then(|| {
+            assert!(wgsl.contains(from), "{name} has no {from}");
+            wgsl.replace(from, to)
+        })
+    }
+}
+
+fn facts(folder: Option<&Path>, timing: Timing) -> FactsOptions {
+    FactsOptions { self_test: true, folder: folder.map(Path::to_owned), timing }
+}
+
+fn options(activations: Activations, folder: Option<&Path>) -> GpuOptions {
+    GpuOptions {
+        activations,
+        max_tokens: 16,
+        choice: GpuChoice::Any,
+        facts: facts(folder, Timing::Never),
+        rewrite: Some(rewrite),
+        ..GpuOptions::default()
+    }
+}
+
+fn open(model: &Model, options: GpuOptions) -> GpuDevice {
+    GpuDevice::new(model, options).unwrap()
+}
+
+fn failures(facts: &DeviceFacts) -> BTreeSet<String> {
+    facts.failures().map(|fact| fact.kernel.clone()).collect()
+}
+
+fn chosen(facts: &DeviceFacts) -> BTreeSet<String> {
+    facts.kernels.iter().filter(|fact| fact.chosen).map(|fact| fact.kernel.clone()).collect()
+}
+
+fn model() -> Model {
+    random_model(&small_config(), scheme(Int4, Some(32), true), 11)
+}
+
+fn tail(model: &Model) -> Tail {
+    random_tail(&model.recipe, 4, 8, DType::F16, 5)
+}
+
+const TOKENS: [u32; 11] = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46];
+
+/// With and without an adapter, prefilled and decoded, the same as on the CPU.
+fn check(what: &str, model: &Model, device: &mut GpuDevice) {
+    let activations = device.info().activations;
+    let options = CpuOptions { threads: Some(1), activations, max_tokens: 16, simd: None };
+    let mut cpu = CpuDevice::new(model, options).unwrap();
+    let tail = tail(model);
+    let (on_cpu, on_gpu) = (cpu.load_tail(&tail).unwrap(), device.load_tail(&tail).unwrap());
+    let allowed = if activations == Activations::F32 { 1e-8 } else { 1e-4 };
+    for attached in [false, true] {
+        for tokens in [&TOKENS[..1], &TOKENS] {
+            let expected = all_logits(&mut cpu, tokens, attached.then_some(on_cpu));
+            let error = nmse(&all_logits(device, tokens, attached.then_some(on_gpu)), &expected);
+            assert!(
+                error <= allowed,
+                "{what}, adapter {attached}, {} tokens: NMSE {error:.1e}",
+                tokens.len()
+            );
+        }
+    }
+    let cache = device.create_cache(1).unwrap();
+    let token = gpu::forward(device, &TOKENS[..1], 0, cache, None, calora::device::Want::Argmax);
+    let cache = cpu.create_cache(1).unwrap();
+    assert_eq!(token, gpu::forward(&mut cpu, &TOKENS[..1], 0, cache, None, calora::device::Want::Argmax));
+}
+
+#[test]
+fn every_kernel_passes_on_a_sound_driver() {
+    let known: BTreeSet<String> = calora::gpu::shaders().into_iter().map(|shader| shader.name).collect();
+    assert_eq!(known.len(), calora::gpu::shaders().len(), "names are not unique");
+    let split = CapsMask { family: Some(Family::Split), ..CapsMask::default() };
+    let mut tried = BTreeSet::new();
+    for (mask, every) in [(CapsMask::default(), true), (split, false)] {
+        let options =
+            GpuOptions { mask, facts: facts(None, Timing::Never), ..options(Activations::F32, None) };
+        let facts = GpuDevice::self_test(&options, every, Duration::from_secs(600)).unwrap();
+        assert_eq!(failures(&facts), BTreeSet::new(), "{facts:?}");
+        assert_eq!((facts.untested, facts.kept), (0, 0));
+        // Half a step of int8 is the coarsest that any result may be wrong by.
+        let worst = facts.kernels.iter().map(|fact| fact.error).fold(0.0, f64::max);
+        assert!(worst > 0.0 && worst < 4e-3, "{worst}");
+        tried.extend(facts.kernels.into_iter().map(|fact| fact.kernel));
+    }
+    // Software Vulkan has subgroups of one size; what is made for others cannot run here.
+    assert!(tried.len() > 350, "{} kernels", tried.len());
+    assert!(tried.is_subset(&known), "{:?}", tried.difference(&known).collect::<Vec<_>>());
+}
+
+/// One fault a family, in the very kernel that the device would use.
+#[test]
+fn a_wrong_kernel_is_dropped_and_the_model_computes_rightly() {
+    let model = model();
+    let mut sound = open(&model, options(Activations::Int8, None));
+    check("sound", &model, &mut sound);
+    let designed = chosen(&sound.facts().unwrap());
+    assert!(failures(&sound.facts().unwrap()).is_empty());
+    assert!(!sound.info().detail.contains("replaced"));
+    let of = |family: &'static str, word: &'static str| {
+        let mut names = designed.iter().filter(|name| name.starts_with(family) && name.contains(word));
+        names.next().unwrap_or_else(|| panic!("no {family} {word}: {designed:?}")).clone()
+    };
+    let table = [
+        (of("Mat", "int8 · tail none"), "y[i] = value;", "y[i] = value * 1.0002;"),
+        (of("Mat", "int8 · tail none"), "params.x_row + t", "0u * params.x_row + t"),
+        (of("Matvec", "x int8 · tail Half"), "dot(vec4<f32>(up[u + 1u]), inner[i + 1u])", "0.0"),
+        (of("Embed", ""), "columns < vec4<u32>(params.cols)", "columns <= vec4<u32>(params.cols)"),
+        (of("Prepare", "int8"), "total / f32(params.cols)", "total / f32(params.blocks * 32u)"),
+        (of("Prepare", "int8"), "= scale > 0.0", "= scale > 1.0"),
+        (of("Shrink", ""), "factor.x * value", "factor.x * abs(value)"),
+        (of("Rope", ""), "params.position + token", "params.position + token + 1u"),
+        (of("Attention", ""), "vec4<u32>(tile + p) <= last", "vec4<u32>(tile + p) < last"),
+        (of("Combine", ""), "exp(spans[at + params.dim] - largest)", "1.0"),
+        (of("Argmax", ""), "v > logit", "v >= logit"),
+        // NaN, and no WGSL at all.
+        (
+            of("Attention", ""),
+            "let factor = select(1.0 / total[j]",
+            "let factor = select(0.0 / (total[j] - total[j])",
+        ),
+        (of("Rope", ""), "fn main", "no function main"),
+    ];
+    for (name, from, to) in table {
+        // Some texts stand in one of several shapes only.
+        let meant = name.clone();
+        let from = from.trim_start_matches("= ");
+        let to = to.trim_start_matches("= ");
+        let fault = move |name: &str, wgsl: &str| (name == meant).then(|| wgsl.replace(from, to));
+        let mut device = with_fault(fault, || {
+            let mut device = open(&model, options(Activations::Int8, None));
+            check(&format!("{name}: {from}"), &model, &mut device);
+            device
+        });
+        let facts = device.facts().unwrap();
+        assert_eq!(failures(&facts), BTreeSet::from([name.clone()]), "{from}: {to}");
+        assert!(!chosen(&facts).contains(&name));
+        if !name.contains("tail Half") && !name.starts_with("Shrink") {
+            assert!(device.info().detail.contains("replaced"), "{}", device.info().detail);
+        }
+        // Kernels are kept by the device: the fault is gone, the verdict is not.
+        check(&name, &model, &mut device);
+    }
+}
+
+#[test]
+fn where_every_variant_fails_the_error_names_the_kernel() {
+    let model = model();
+    let fault = || replace(|name| name.starts_with("Attention"), "let visible", "let visible_");
+    let result = with_fault(fault(), || GpuDevice::new(&model, options(Activations::F32, None)));
+    let Err(error) = result else { panic!("nothing to compute attention with") };
+    let Error::Gpu { what, reason } = &error else { panic!("{error}") };
+    assert!(what.contains("Attention") && reason.contains("no variant"), "{error}");
+    // Without the self-test the driver's refusal comes when the kernel is needed.
+    let untested = GpuOptions { facts: FactsOptions::default(), ..options(Activations::F32, None) };
+    with_fault(fault(), || {
+        let mut device = open(&model, untested);
+        assert!(device.facts().is_none());
+        let cache = device.create_cache(1).unwrap();
+        let pass = calora::device::Forward {
+            tokens: &[1],
+            position: 0,
+            cache,
+            tail: None,
+            want: calora::device::Want::Argmax,
+        };
+        assert!(matches!(device.forward(&pass), Err(Error::Gpu { .. })));
+    });
+}
+
+/// Where all kernels fail that read one form, the data are stored in another.
+#[test]
+fn scales_and_adapters_take_another_form() {
+    let model = random_model(&small_config(), scheme(Int8, Some(32), true), 7);
+    let f16 = "let pair = unpack2x16float(scales[i >> 1u]);";
+    let fault = replace(|name| name.contains("scales f16"), f16, "let pair = vec2<f32>(0.01, 0.01);");
+    with_fault(fault, || {
+        let mut device = open(&model, options(Activations::Int8, None));
+        check("scales", &model, &mut device);
+        let facts = device.facts().unwrap();
+        assert!(chosen(&facts).iter().any(|name| name.contains("scales f32")), "{facts:?}");
+        assert!(chosen(&facts).iter().all(|name| !name.contains("scales f16")), "{facts:?}");
+    });
+    for (form, left) in [("Half", ["tail F16", "tail F32"]), ("F16", ["tail Half", "tail F32"])] {
+        let meant = move |name: &str| name.starts_with("Shrink") && name.ends_with(form);
+        let fault = replace(meant, "factor.x * value", "factor.y * value");
+        with_fault(fault, || {
+            let mut device = open(&model, options(Activations::Int8, None));
+            check(form, &model, &mut device);
+            let facts = device.facts().unwrap();
+            assert!(chosen(&facts).iter().any(|name| left.iter().any(|l| name.contains(l))), "{facts:?}");
+        });
+    }
+    let fault = replace(|n| n.starts_with("Shrink") && !n.ends_with("F32"), "factor.x * value", "value");
+    with_fault(fault, || {
+        let mut device = open(&model, options(Activations::Int8, None));
+        check("only float32 adapters", &model, &mut device);
+        assert!(chosen(&device.facts().unwrap()).iter().any(|name| name.contains("tail F32")));
+    });
+}
+
+/// The only file with this extension.
+fn file(folder: &Path, extension: &str) -> PathBuf {
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files = files.filter(|path| path.extension().is_some_and(|e| e == extension));
+    let file = files.next().unwrap_or_else(|| panic!("no .{extension} in {}", folder.display()));
+    assert!(files.next().is_none(), "more than one .{extension}");
+    file
+}
+
+/// Loads with a folder; (kept, tried) kernels.
+fn load(model: &Model, folder: &Path) -> (usize, usize) {
+    let device = open(model, options(Activations::F32, Some(folder)));
+    let facts = device.facts().unwrap();
+    assert!(!facts.kernels.is_empty());
+    (facts.kept, facts.kernels.len() - facts.kept)
+}
+
+#[test]
+fn facts_outlive_the_process_and_damage_costs_only_their_making() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model();
+    let (kept, tried) = load(&model, folder.path());
+    assert!(kept == 0 && tried > 6, "{kept} {tried}");
+    assert_eq!(load(&model, folder.path()), (tried, 0));
+    let path = file(folder.path(), "facts");
+    let sound = std::fs::read(&path).unwrap();
+    let same = || assert_eq!(std::fs::read(&path).unwrap(), sound, "the same facts again");
+    let try_with = |what: &str, bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(load(&model, folder.path()), (0, tried), "{what}");
+        same();
+        assert_eq!(load(&model, folder.path()), (tried, 0), "{what}");
+    };
+    for sixteenth in 0..16 {
+        let mut bytes = sound.clone();
+        bytes[sound.len() * sixteenth / 16] ^= 0x10;
+        try_with(&format!("damaged at {sixteenth}/16"), &bytes);
+    }
+    for sixteenth in [0, 1, 7, 15] {
+        try_with(&format!("cut at {sixteenth}/16"), &sound[..sound.len() * sixteenth / 16]);
+    }
+    try_with("longer", &[sound.as_slice(), b"x"].concat());
+    // Larger than memory, without taking its place on the disk.
+    std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+    assert_eq!(load(&model, folder.path()), (0, tried));
+    same();
+    // Sound, but of another driver.
+    let text = String::from_utf8(sound[40..].to_vec()).unwrap();
+    try_with("foreign", &sealed(&text.replacen("calora", "caloria", 1)));
+    try_with("no lines", &sealed("nothing"));
+    try_with("half a line", &sealed(&text[..text.len() - 4]));
+    // And another model adds to them.
+    let other = random_model(&small_config(), Store::F32, 3);
+    let (kept, more) = load(&other, folder.path());
+    assert!(kept == tried && more > 0, "{kept} {more}");
+    assert_eq!(load(&model, folder.path()), (tried + more, 0));
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    assert!(
+        left.iter().all(|path| path.extension().is_some_and(|e| e == "facts" || e == "pipelines")),
+        "{left:?}"
+    );
+}
+
+/// A file of facts with a checksum that holds.
+fn sealed(text: &str) -> Vec<u8> {
+    [b"caloraDF".as_slice(), blake3::hash(text.as_bytes()).as_bytes(), text.as_bytes()].concat()
+}
+
+#[test]
+fn a_failure_is_remembered_and_a_folder_that_cannot_be_written_is_no_error() {
+    let model = model();
+    let folder = tempfile::tempdir().unwrap();
+    let fault =
+        replace(|name| name.starts_with("Matvec") && name.contains("Lanes"), "y[i] = value;", "y[i] = 1.0;");
+    let (mask, first) = (CapsMask { family: Some(Family::Lanes), ..CapsMask::default() }, folder.path());
+    let with = |folder| GpuOptions { mask, ..options(Activations::F32, Some(folder)) };
+    let broken = with_fault(fault, || failures(&open(&model, with(first)).facts().unwrap()));
+    assert!(!broken.is_empty());
+    let mut later = open(&model, with(first));
+    let facts = later.facts().unwrap();
+    assert_eq!(failures(&facts), broken);
+    assert_eq!(facts.kernels.len(), facts.kept);
+    assert!(chosen(&facts).is_disjoint(&broken));
+    check("remembered", &model, &mut later);
+
+    let file = folder.path().join("a file");
+    std::fs::write(&file, "").unwrap();
+    let mut device = open(&model, options(Activations::F32, Some(&file.join("no folder"))));
+    assert_eq!(device.facts().unwrap().kept, 0);
+    check("no folder", &model, &mut device);
+}
+
+#[test]
+fn times_choose_where_they_are_asked_for_and_come_from_the_file() {
+    let model = random_model(&small_config(), Store::F32, 3);
+    let folder = tempfile::tempdir().unwrap();
+    let with = |timing| GpuOptions {
+        facts: facts(Some(folder.path()), timing),
+        ..options(Activations::F32, Some(folder.path()))
+    };
+    let device = open(&model, with(Timing::Always));
+    let first = device.facts().unwrap();
+    let timed: Vec<_> = first.kernels.iter().filter(|fact| fact.micros.is_some()).collect();
+    assert!(timed.len() >= 8, "{first:?}");
+    assert!(timed.iter().all(|fact| fact.micros.unwrap() > 0.0));
+    assert_eq!(chosen(&open(&model, with(Timing::Always)).facts().unwrap()), chosen(&first));
+    // Other times, other choices: each kernel in turn is the fastest of its kind.
+    let path = file(folder.path(), "facts");
+    let text = String::from_utf8(std::fs::read(&path).unwrap()[40..].to_vec()).unwrap();
+    for winner in timed.iter().filter(|fact| fact.kernel.starts_with("Mat")) {
+        let line = |line: &str| {
+            let mut fields: Vec<&str> = line.split('\t').collect();
+            if fields.len() == 4 && !fields[2].is_empty() {
+                fields[2] = if fields[0] == winner.kernel { "1" } else { "2" };
+            }
+            format!("{}\n", fields.join("\t"))
+        };
+        std::fs::write(&path, sealed(&text.lines().map(line).collect::<String>())).unwrap();
+        let mut device = open(&model, with(Timing::Always));
+        assert!(chosen(&device.facts().unwrap()).contains(&winner.kernel), "{}", winner.kernel);
+        check(&winner.kernel, &model, &mut device);
+        // By default a software GPU's times choose nothing.
+        let auto = open(&model, with(Timing::Auto));
+        let designed = open(&model, with(Timing::Never));
+        if auto.info().detail.contains("Cpu") {
+            assert_eq!(chosen(&auto.facts().unwrap()), chosen(&designed.facts().unwrap()));
+        }
+        // Times that hardly differ choose nothing either.
+        std::fs::write(
+            &path,
+            sealed(&text.lines().map(line).collect::<String>().replace("\t2\t", "\t1.05\t")),
+        )
+        .unwrap();
+        let close = open(&model, with(Timing::Always));
+        assert_eq!(chosen(&close.facts().unwrap()), chosen(&designed.facts().unwrap()));
+    }
+}
+
+/// Not a test: a process that ends in the midst of a kernel's test, as with a driver that crashes.
+#[test]
+#[ignore = "a child process of another test"]
+fn load_with_a_driver_that_crashes() {
+    let Some(folder) = std::env::var_os("CALORA_CRASHING_DRIVER") else { return };
+    let fault = |name: &str, _: &str| -> Option<String> {
+        if name.contains("64 lanes Subgroup") {
+            std::process::abort();
+        }
+        None
+    };
+    let split = CapsMask { family: Some(Family::Split), no_subgroups: false, ..CapsMask::default() };
+    let model = model();
+    let mut device = with_fault(fault, || {
+        open(&model, GpuOptions { mask: split, ..options(Activations::F32, Some(Path::new(&folder))) })
+    });
+    with_fault(fault, || check("after crashes", &model, &mut device));
+    let facts = device.facts().unwrap();
+    assert!(
+        facts.failures().all(|fact| fact.failure.as_ref().unwrap().contains("the process ended")),
+        "{facts:?}"
+    );
+    assert!(facts.failures().count() > 0);
+}
+
+#[test]
+fn a_kernel_that_crashes_the_process_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let child = || {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--ignored", "--exact", "load_with_a_driver_that_crashes"]);
+        child.env("CALORA_CRASHING_DRIVER", folder.path());
+        child.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        child.status().unwrap().success()
+    };
+    let crashes = (0..40).take_while(|_| !child()).count();
+    // Two for each kernel that crashes: matvec, shrink, prepare, attention and their relatives.
+    assert!(crashes >= 4 && crashes.is_multiple_of(2) && crashes < 40, "{crashes} crashes");
+    assert!(child(), "and it stays so");
+}
+
+#[test]
+fn several_processes_share_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = [
+        model(),
+        random_model(&small_config(), Store::F32, 3),
+        random_model(&small_config(), Store::BF16, 4),
+    ];
+    std::thread::scope(|scope| {
+        for model in &models {
+            scope.spawn(|| load(model, folder.path()));
+        }
+    });
+    // What one lost to another is tried again, once.
+    models.iter().for_each(|model| _ = load(model, folder.path()));
+    assert!(models.iter().all(|model| load(model, folder.path()).1 == 0));
+}
+
+#[test]
+fn an_engine_with_a_folder_knows_its_gpu() {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gqa");
+    let folder = tempfile::tempdir().unwrap();
+    let load = |device, device_folder| {
+        let options = calora::engine::EngineOptions { device, device_folder, ..Default::default() };
+        calora::engine::Engine::load(&base, options).unwrap()
+    };
+    let kept = || Some(folder.path().to_owned());
+    use calora::engine::DeviceChoice::{Cpu, Gpu};
+    let first = load(Gpu, kept()).device_facts().unwrap();
+    assert_eq!((first.kept, first.failures().count()), (0, 0));
+    let engine = load(Gpu, kept());
+    let second = engine.device_facts().unwrap();
+    assert_eq!((second.kept, second.kernels.len()), (first.kernels.len(), first.kernels.len()));
+    assert_eq!(chosen(&second), chosen(&first));
+    assert!(first.seconds > 0.0 && second.seconds == 0.0, "nothing is tried again");
+    engine.simulate_device_loss().unwrap();
+    assert!(engine.device_facts().is_none(), "a lost device has no facts");
+    assert!(load(Gpu, None).device_facts().is_none(), "no folder, no self-test");
+    assert!(load(Cpu, kept()).device_facts().is_none(), "a CPU has no driver");
+}
