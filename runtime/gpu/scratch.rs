@@ -26,7 +26,9 @@ pub(super) enum Place {
     Angles,
     /// Attention's spans before they are joined.
     Spans,
-    /// The likeliest token.
+    /// What the adapters of a batch add to one linear.
+    Summed,
+    /// The likeliest token of each row of logits.
     Token,
     /// Parameters of every dispatch.
     Params,
@@ -92,7 +94,7 @@ impl Scratch {
         place(Place::Tokens, "token ids", max_tokens * 4)?;
         place(Place::Angles, "angles", max_tokens * (shape.head_dim / 2) * 8)?;
         place(Place::Spans, "attention spans", 4 * Spans::busy(family) * (shape.head_dim + 2) * 4)?;
-        place(Place::Token, "the likeliest token", 4)?;
+        place(Place::Token, "the likeliest tokens", max_tokens * 4)?;
         let params = most_dispatches(recipe, matrices) as u64 * PARAMS_STRIDE;
         let params = context.buffer("parameters", params, wgpu::BufferUsages::UNIFORM)?;
         buffers.insert(Place::Params, params);
@@ -122,14 +124,13 @@ impl Scratch {
         Ok(group)
     }
 
-    /// Makes room for `rows` rows of logits.
-    pub(super) fn grow_logits(&mut self, context: &Context, rows: usize, vocab: usize) -> Result<()> {
-        let place = Place::Slot(Slot::Logits);
-        let bytes = (rows * vocab * 4) as u64;
+    /// Makes room for `elements` float32 of logits or summed tails; what was there is lost.
+    pub(super) fn grow(&mut self, context: &Context, place: Place, elements: usize) -> Result<()> {
+        let bytes = (elements * 4) as u64;
         if self.buffers.get(&place).is_some_and(|b| b.size() >= bytes) {
             return Ok(());
         }
-        let buffer = context.storage("logits", bytes)?;
+        let buffer = context.storage(&format!("{place:?}"), bytes)?;
         self.groups.retain(|(_, places), _| !places.contains(&place));
         self.buffers.insert(place, buffer);
         Ok(())
@@ -145,13 +146,19 @@ impl Scratch {
         Ok(buffer)
     }
 
+    /// Dispatches whose parameters have room.
+    pub(super) fn most_dispatches(&self) -> usize {
+        let bytes = self.buffers.get(&Place::Params).map_or(0, wgpu::Buffer::size);
+        (bytes / PARAMS_STRIDE) as usize
+    }
+
     /// Bytes held.
     pub(super) fn byte_len(&self) -> u64 {
         self.buffers.values().chain(&self.readback).map(wgpu::Buffer::size).sum()
     }
 }
 
-/// The most dispatches of one submit.
+/// The most dispatches of one submit: a pass alone is one; a batch of different adapters may be several.
 fn most_dispatches(recipe: &Recipe, matrices: &[GpuMatrix]) -> usize {
     let of = |step: &Step| match step {
         Step::Embed { table } => matrices[table.0].parts.len(),

@@ -10,6 +10,56 @@ pub fn log_likelihood(logits: &[f32], token: u32) -> f64 {
     f64::from(logits[token as usize] - largest) - sum.ln()
 }
 
+/// Likelihoods that are being computed, one pass of the device at a time; the transcript stays as it is.
+#[derive(Debug)]
+pub struct Scoring {
+    /// The prompt, which is put aside in the end where it begins with instructions.
+    opened: Vec<u32>,
+    /// What is scored, and the first token of each that counts.
+    texts: Vec<(Vec<u32>, usize)>,
+    /// Of those that are done.
+    scores: Vec<f64>,
+    /// Of the one that is not: the sum so far and the position whose logits come next.
+    sum: f64,
+    next: usize,
+}
+
+impl Scoring {
+    fn new(opened: Vec<u32>, texts: Vec<(Vec<u32>, usize)>) -> Self {
+        Self { opened, texts, scores: Vec::new(), sum: 0.0, next: 0 }
+    }
+
+    /// Advances by at most one pass; the likelihoods in nats, in the order given, once all are computed. `session` is the
+    /// one that began this.
+    pub fn pass(&mut self, session: &mut Session) -> Result<Option<Vec<f64>>> {
+        if let Some((tokens, first)) = self.texts.get(self.scores.len()) {
+            let first = (*first).max(1);
+            if tokens.len() > first {
+                if self.next == 0 {
+                    session.check_prompt(tokens)?;
+                    session.losses = 0;
+                }
+                let (from, sum) = (self.next.max(first - 1), &mut self.sum);
+                self.next = session.visit_some(tokens, from, |t, logits| {
+                    if let Some(next) = tokens.get(t + 1) {
+                        *sum += log_likelihood(logits, *next);
+                    }
+                })?;
+                if self.next < tokens.len() {
+                    return Ok(None);
+                }
+            }
+            self.scores.push(std::mem::take(&mut self.sum));
+            self.next = 0;
+        }
+        if self.scores.len() < self.texts.len() {
+            return Ok(None);
+        }
+        session.put_instructions_aside(&self.opened);
+        Ok(Some(std::mem::take(&mut self.scores)))
+    }
+}
+
 impl Session {
     /// `Σ log p(token | all before)` over `tokens[first..]`, in nats; the first token of all has no probability.
     pub fn log_likelihood(&mut self, tokens: &[u32], first: usize) -> Result<f64> {
@@ -32,13 +82,23 @@ impl Session {
     /// With a chat template the prompt is the user's next message and a choice the beginning of the answer; without one
     /// both are one plain text, as in training data.
     pub fn likelihoods(&mut self, prompt: &str, choices: &[String]) -> Result<Vec<f64>> {
+        let mut scoring = self.begin_likelihoods(prompt, choices)?;
+        loop {
+            if let Some(scores) = scoring.pass(self)? {
+                return Ok(scores);
+            }
+        }
+    }
+
+    /// [`Session::likelihoods`] for a caller that advances it itself and holds the session only meanwhile.
+    pub fn begin_likelihoods(&mut self, prompt: &str, choices: &[String]) -> Result<Scoring> {
         if choices.is_empty() {
             return Err(Error::option("choices", "[]", "give at least one"));
         }
         let opened = self.prompt_tokens(prompt, true)?;
         let joined = self.chat_template().is_none();
         self.recall_instructions(&opened)?;
-        let scores = choices
+        let texts = choices
             .iter()
             .map(|choice| {
                 let tokens = if joined {
@@ -47,11 +107,10 @@ impl Session {
                 } else {
                     [opened.as_slice(), &self.shared.tokenizer()?.encode_plain(choice)?].concat()
                 };
-                self.log_likelihood(&tokens, opened.len())
+                Ok((tokens, opened.len()))
             })
             .collect::<Result<_>>()?;
-        self.put_instructions_aside(&opened);
-        Ok(scores)
+        Ok(Scoring::new(opened, texts))
     }
 }
 
