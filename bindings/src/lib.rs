@@ -37,7 +37,7 @@ pub use library::{AdapterChange, AdapterEntry, AdapterLibrary};
 pub use logging::{LogLevel, LogSink, set_log_level, set_log_sink};
 pub use options::{
     CachePolicy, ChoiceScore, FinishReason, GenerationOptions, Message, ResponseChunk, Role, ScaledAdapter,
-    SessionConfig, SwitchReport, Usage,
+    SessionConfig, SessionPriority, SwitchReport, Usage,
 };
 pub use session::Session;
 pub use stream::ResponseStream;

@@ -10,6 +10,8 @@ mod device;
 mod streams;
 #[path = "ffi/swap.rs"]
 mod swap;
+#[path = "ffi/together.rs"]
+mod together;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,8 +20,9 @@ use std::time::{Duration, Instant};
 use calora_ffi::{
     AdapterChange, AdapterOpenOptions, Availability, BenchmarkOptions, CachePolicy, DeviceChoice, Engine,
     EngineConfig, EngineError, EngineEvent, GenerationOptions, LoadProgress, LoadState, LogLevel, LogSink,
-    MemoryPressure, ResponseStream, ScaledAdapter, Session, SessionConfig, SwapBenchmarkOptions, TaskAdapter,
-    UnavailableReason, availability, encrypt_adapter, inspect_adapter, set_log_level, set_log_sink,
+    MemoryPressure, ResponseStream, ScaledAdapter, Session, SessionConfig, SessionPriority,
+    SwapBenchmarkOptions, TaskAdapter, UnavailableReason, availability, encrypt_adapter, inspect_adapter,
+    set_log_level, set_log_sink,
 };
 use pollster::block_on;
 
