@@ -258,8 +258,19 @@ pub trait Device: Send {
     /// holds nothing that may be used.
     fn write_cache(&mut self, cache: CacheId, bytes: &[u8]) -> Result<()>;
 
-    /// Runs the recipe over the tokens. On an error the cache before `position` is as it was.
-    fn forward(&mut self, pass: &Forward<'_>) -> Result<Answer>;
+    /// Runs the recipe once over the tokens of all passes, each with its own cache, position, adapter and result, so that
+    /// base weights are read once for all of them. One answer for each pass, in their order.
+    ///
+    /// No cache may be there twice, and together they may have [`DeviceInfo::max_tokens`] tokens. What a pass yields is
+    /// what it yields alone: bit for bit on the CPU, within the rounding of its kernels on the GPU. On an error every
+    /// cache before its pass's `position` is as it was.
+    fn forward_batch(&mut self, passes: &[Forward<'_>]) -> Result<Vec<Answer>>;
+
+    /// One pass alone.
+    fn forward(&mut self, pass: &Forward<'_>) -> Result<Answer> {
+        let answers = self.forward_batch(std::slice::from_ref(pass))?;
+        Ok(answers.into_iter().next().unwrap_or(Answer::Nothing))
+    }
 }
 
 /// Bytes of one position's keys and values outside a device: (layers, 2, KV heads * D), float32 for float activations and
@@ -285,28 +296,52 @@ pub(crate) fn check_positions(bytes: usize, line: usize, capacity: usize) -> Res
     Ok(positions)
 }
 
-/// Checks that every device makes before it runs a pass; `capacity` is the cache's.
-pub(crate) fn check_pass(
+/// Checks that every device makes before it runs passes; `capacity` is that of a cache.
+pub(crate) fn check_passes(
     recipe: &Recipe,
     info: &DeviceInfo,
-    pass: &Forward<'_>,
-    capacity: usize,
+    passes: &[Forward<'_>],
+    capacity: impl Fn(CacheId) -> Result<usize>,
 ) -> Result<()> {
-    if pass.tokens.is_empty() {
-        return Err(Error::EmptyPrompt);
-    }
-    if pass.tokens.len() > info.max_tokens {
+    let tokens: usize = passes.iter().map(|pass| pass.tokens.len()).sum();
+    if tokens > info.max_tokens {
         let reason = format!("one pass takes at most {}", info.max_tokens);
-        return Err(Error::option("tokens in a pass", pass.tokens.len(), reason));
+        return Err(Error::option("tokens in a pass", tokens, reason));
     }
-    if let Some(id) = pass.tokens.iter().find(|id| **id as usize >= recipe.shape.vocab) {
-        return Err(Error::TokenOutOfRange { id: *id, vocab: recipe.shape.vocab });
-    }
-    let needed = pass.position.saturating_add(pass.tokens.len());
-    if needed > capacity {
-        return Err(Error::ContextFull { needed, available: capacity });
+    for (i, pass) in passes.iter().enumerate() {
+        if pass.tokens.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if let Some(id) = pass.tokens.iter().find(|id| **id as usize >= recipe.shape.vocab) {
+            return Err(Error::TokenOutOfRange { id: *id, vocab: recipe.shape.vocab });
+        }
+        let (needed, available) = (pass.position.saturating_add(pass.tokens.len()), capacity(pass.cache)?);
+        if needed > available {
+            return Err(Error::ContextFull { needed, available });
+        }
+        if passes[..i].iter().any(|other| other.cache == pass.cache) {
+            return Err(Error::option(
+                "cache",
+                pass.cache.0,
+                "two passes of a batch cannot extend it at once",
+            ));
+        }
     }
     Ok(())
+}
+
+/// The order in which passes are computed: those with the same adapter side by side.
+pub(crate) fn by_tail(passes: &[Forward<'_>]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..passes.len()).collect();
+    order.sort_by_key(|i| passes[*i].tail.map(|tail| tail.0));
+    order
+}
+
+/// What was computed in this order, in the order it was asked in.
+pub(crate) fn in_order(order: &[usize], answers: Vec<Answer>) -> Vec<Answer> {
+    let mut placed: Vec<(usize, Answer)> = order.iter().copied().zip(answers).collect();
+    placed.sort_by_key(|(i, _)| *i);
+    placed.into_iter().map(|(_, answer)| answer).collect()
 }
 
 /// Checks that every device makes before branches become resident.

@@ -1,14 +1,14 @@
 // The likeliest token: the largest logit and, among equals, the lowest id. One workgroup walks the vocabulary.
 struct Params {
     vocab: u32,
+    row: u32, // of the logits, and the place of its token
     pad0: u32,
     pad1: u32,
-    pad2: u32,
 }
 
 @group(2) @binding(0) var<uniform> params: Params;
-@group(2) @binding(1) var<storage, read> logits: array<f32>; // (vocabulary)
-@group(2) @binding(2) var<storage, read_write> token: array<u32>; // (1)
+@group(2) @binding(1) var<storage, read> logits: array<f32>; // (T, vocabulary)
+@group(2) @binding(2) var<storage, read_write> token: array<u32>; // (T)
 
 var<workgroup> best_logit: array<f32, WORKGROUP>;
 var<workgroup> best_id: array<u32, WORKGROUP>;
@@ -19,7 +19,7 @@ fn main(lane: Lane) {
     // Only a lane that finds nothing keeps this id; it loses against every other.
     var id = 0xffffffffu;
     for (var i = lane.index; i < params.vocab; i += WORKGROUP) {
-        let v = logits[i];
+        let v = logits[params.row * params.vocab + i];
         if v > logit {
             logit = v;
             id = i;
@@ -41,6 +41,6 @@ fn main(lane: Lane) {
         workgroupBarrier();
     }
     if lane.index == 0u {
-        token[0] = min(best_id[0], params.vocab - 1u);
+        token[params.row] = min(best_id[0], params.vocab - 1u);
     }
 }

@@ -15,9 +15,9 @@ struct Params {
     out_split: u32,
     partly: u32,    // 1: write unnormalised sums, the largest score and the total, for attention_combine
     scale: f32,     // 1 / sqrt(D)
+    row: u32,       // of the query slot and the angles, where the first token stands
+    out_first: u32, // where the output of the first token starts, in elements
     pad0: u32,
-    pad1: u32,
-    pad2: u32,
 }
 
 const TILE: u32 = 64u;
@@ -60,7 +60,7 @@ fn main(lane: Lane) {
     let chunks = params.chunks;
     for (var i = lane.index; i < 4u * chunks; i += WORKGROUP) {
         let index = min(first + i / chunks, params.tokens * params.group - 1u);
-        let token = token_of(index);
+        let token = params.row + token_of(index);
         let row = token * params.stride + (kv_head * params.group + index % params.group) * params.dim;
         let d = (i % chunks) * 4u;
         queries[i] = vec4<f32>(
@@ -133,7 +133,7 @@ fn main(lane: Lane) {
         let index = first + j;
         if index < params.tokens * params.group {
             let head = kv_head * params.group + index % params.group;
-            let at = (index / params.group) * params.out_token + head * params.out_head + split * params.out_split;
+            let at = params.out_first + (index / params.group) * params.out_token + head * params.out_head + split * params.out_split;
             let factor = select(1.0 / total[j], 1.0, params.partly != 0u);
             let sum = sums[i] * factor;
             let d = (i % chunks) * 4u;

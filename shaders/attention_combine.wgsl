@@ -5,9 +5,9 @@ struct Params {
     dim: u32,    // D
     splits: u32,
     stride: u32, // elements per row of the attended slot
+    row: u32,    // of the attended slot, where the first token stands
     pad0: u32,
     pad1: u32,
-    pad2: u32,
 }
 
 @group(2) @binding(0) var<uniform> params: Params;
@@ -36,5 +36,5 @@ fn main(lane: Lane) {
         sum += weight * spans[at + d];
         total += weight * spans[at + params.dim + 1u];
     }
-    attended[(work / width) * params.stride + work % width] = sum / total;
+    attended[(params.row + work / width) * params.stride + work % width] = sum / total;
 }

@@ -7,7 +7,7 @@ struct Params {
     dim: u32,      // D, even
     chunks: u32,   // D / 4, rounded up
     stride: u32,   // elements per row of the key and value slots
-    pad0: u32,
+    row: u32,      // of the slots, where the first token stands
 }
 
 @group(2) @binding(0) var<uniform> params: Params;
@@ -47,11 +47,12 @@ fn main(lane: Lane) {
     let token = work / per_token;
     let head = work % per_token / params.chunks;
     let chunk = work % params.chunks;
-    let row = token * params.stride + head * params.dim;
+    let slot = params.row + token;
+    let row = slot * params.stride + head * params.dim;
     let d = chunk * 4u;
     let i = (head * params.capacity + params.position + token) * params.chunks + chunk;
     keys[i] = to_stored(vec4<f32>(
-        rotated(row, token, d), rotated(row, token, d + 1u), rotated(row, token, d + 2u), rotated(row, token, d + 3u),
+        rotated(row, slot, d), rotated(row, slot, d + 1u), rotated(row, slot, d + 2u), rotated(row, slot, d + 3u),
     ));
     values[i] = to_stored(vec4<f32>(plain(row, d), plain(row, d + 1u), plain(row, d + 2u), plain(row, d + 3u)));
 }

@@ -258,11 +258,11 @@ impl Engine {
     /// A new conversation.
     pub async fn session(&self, config: SessionConfig) -> Result<Arc<Session>> {
         let (engine, core) = (self.core.engine()?, self.core.clone());
-        let options = options(&config)?;
+        let (options, priority) = (options(&config)?, config.priority.unwrap_or_default());
         self.core
             .worker
             .run(move || {
-                let cell = Arc::new(Cell::new(core.clone(), engine.session(options)?));
+                let cell = Arc::new(Cell::new(core.clone(), engine.session(options)?, priority));
                 lock(&core.sessions).push(Arc::downgrade(&cell));
                 Ok(Arc::new(Session { cell }))
             })

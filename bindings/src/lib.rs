@@ -39,7 +39,7 @@ pub use logging::{LogLevel, LogSink, set_log_level, set_log_sink};
 pub use memory::{MemoryPlan, MemoryPolicy, MemoryPressure, TrimReport, memory_plan};
 pub use options::{
     CachePolicy, ChoiceScore, FinishReason, GenerationOptions, Message, ResponseChunk, Role, ScaledAdapter,
-    SessionConfig, SwitchReport, Usage,
+    SessionConfig, SessionPriority, SwitchReport, Usage,
 };
 pub use session::Session;
 pub use stream::ResponseStream;

@@ -16,6 +16,17 @@ pub struct ScaledAdapter {
     pub scale: f32,
 }
 
+/// How much a session's work matters beside that of others of its engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, uniffi::Enum)]
+pub enum SessionPriority {
+    /// Somebody waits for it: sessions of this priority advance in turn, and decode together.
+    #[default]
+    Foreground,
+    /// Nobody does: its work, one pass of the device at a time, runs only while no foreground work waits. It may wait for
+    /// as long as that lasts.
+    Background,
+}
+
 /// How a session begins.
 #[derive(Clone, Default, uniffi::Record)]
 pub struct SessionConfig {
@@ -28,6 +39,10 @@ pub struct SessionConfig {
     /// Tokens that the session holds; by default the engine's context size.
     #[uniffi(default = None)]
     pub context_size: Option<u32>,
+    /// How much its work matters beside that of other sessions: responses, classifications, prewarming. By default
+    /// foreground.
+    #[uniffi(default = None)]
+    pub priority: Option<SessionPriority>,
 }
 
 /// How a response is generated; what is absent follows the adapter, then the model, then the stated default.

@@ -8,9 +8,11 @@ use calora::engine::BoundAdapter;
 use crate::engine::Core;
 use crate::error::{EngineError, Result};
 use crate::options::{
-    CachePolicy, ChoiceScore, GenerationOptions, Message, ScaledAdapter, SessionConfig, SwitchReport,
+    CachePolicy, ChoiceScore, GenerationOptions, Message, ScaledAdapter, SessionConfig, SessionPriority,
+    SwitchReport,
 };
 use crate::stream::{Prompt, ResponseStream, Run};
+use crate::worker::{Job, result};
 
 /// What is known of a session without waiting for the engine thread.
 #[derive(Default)]
@@ -34,19 +36,61 @@ pub(crate) struct Cell {
     inner: Mutex<Option<calora::session::Session>>,
     snapshot: Mutex<Snapshot>,
     closed: AtomicBool,
+    priority: SessionPriority,
+    /// Whether something of several passes is in progress; what comes meanwhile waits here, so that a session does one
+    /// thing after the other.
+    occupied: Mutex<Option<Vec<Job>>>,
+}
+
+/// While it lives, the session's other jobs wait.
+struct Occupied(Arc<Cell>);
+
+impl Drop for Occupied {
+    fn drop(&mut self) {
+        if let Some(waiting) = self.0.occupied().take() {
+            self.0.put_back(waiting);
+        }
+    }
 }
 
 impl Cell {
-    pub(crate) fn new(core: Arc<Core>, session: calora::session::Session) -> Self {
+    pub(crate) fn new(core: Arc<Core>, session: calora::session::Session, priority: SessionPriority) -> Self {
         let cell = Self {
             core,
             inner: Mutex::default(),
             snapshot: Mutex::default(),
             closed: AtomicBool::new(false),
+            priority,
+            occupied: Mutex::default(),
         };
         cell.refresh(&session);
         *cell.lock() = Some(session);
         cell
+    }
+
+    /// Queues a job of this session; says whether the engine still takes any.
+    pub(crate) fn post(&self, job: Job) -> bool {
+        self.core.worker.post(self.priority, job)
+    }
+
+    /// Puts jobs back to where they stood.
+    pub(crate) fn put_back(&self, jobs: Vec<Job>) {
+        self.core.worker.put_back(self.priority, jobs);
+    }
+
+    fn occupied(&self) -> MutexGuard<'_, Option<Vec<Job>>> {
+        self.occupied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a job may run now; it is kept, and comes back, if it may not.
+    pub(crate) fn is_free(&self, job: impl FnOnce() -> Job) -> bool {
+        match &mut *self.occupied() {
+            Some(waiting) => {
+                waiting.push(job());
+                false
+            }
+            None => true,
+        }
     }
 
     /// The engine's half; the engine thread never finds it locked.
@@ -89,9 +133,10 @@ impl Cell {
             run.cancel();
         }
         let cell = self.clone();
-        self.core.worker.post(move || {
+        let last = Job::Once(Box::new(move || {
             cell.lock().take();
-        });
+        }));
+        self.core.worker.post(SessionPriority::Foreground, last);
     }
 
     /// Something with the session on the engine thread, while no response is in progress.
@@ -99,21 +144,84 @@ impl Cell {
         self: &Arc<Self>,
         job: impl FnOnce(&mut calora::session::Session) -> calora::Result<T> + Send + 'static,
     ) -> Result<T> {
+        self.run_passes(|session| job(session).map(Some), |value, _| Ok(value.take())).await
+    }
+
+    /// Something of several passes of the device, a job each, while no response is in progress: `begin` makes what `pass`
+    /// advances until it gives a result. It ends within a pass when nobody waits for it any more.
+    async fn run_passes<S: Send + 'static, T: Send + 'static>(
+        self: &Arc<Self>,
+        begin: impl FnOnce(&mut calora::session::Session) -> calora::Result<S> + Send + 'static,
+        mut pass: impl FnMut(&mut S, &mut calora::session::Session) -> calora::Result<Option<T>> + Send + 'static,
+    ) -> Result<T> {
         self.check()?;
         if self.is_responding() {
             return Err(EngineError::Busy);
         }
-        let cell = self.clone();
-        self.core
-            .worker
-            .run(move || {
-                let mut inner = cell.lock();
-                let session = inner.as_mut().ok_or_else(|| EngineError::closed("session"))?;
-                let result = job(session);
+        let (sender, receiver) = async_channel::bounded(1);
+        let (mut begin, mut state) = (Some(begin), None);
+        let advance = move |session: &mut calora::session::Session| {
+            if let Some(begin) = begin.take() {
+                state = Some(begin(session)?);
+            }
+            state.as_mut().map_or(Ok(None), |state| pass(state, session))
+        };
+        let passes = Passes { cell: self.clone(), advance: Box::new(advance), sender };
+        if !self.post(passes.job(None)) {
+            return Err(EngineError::closed("engine"));
+        }
+        result(receiver).await
+    }
+}
+
+type Advance<T> = Box<dyn FnMut(&mut calora::session::Session) -> calora::Result<Option<T>> + Send>;
+
+/// Something of several passes, between two of them.
+struct Passes<T> {
+    cell: Arc<Cell>,
+    advance: Advance<T>,
+    sender: async_channel::Sender<Result<T>>,
+}
+
+impl<T: Send + 'static> Passes<T> {
+    /// The next pass; the first one occupies the session.
+    fn job(self, occupied: Option<Occupied>) -> Job {
+        Job::Once(Box::new(move || self.go(occupied)))
+    }
+
+    fn go(mut self, occupied: Option<Occupied>) {
+        let cell = self.cell.clone();
+        let occupied = match occupied {
+            Some(occupied) => occupied,
+            None if cell.occupied().is_none() => {
+                *cell.occupied() = Some(Vec::new());
+                Occupied(cell.clone())
+            }
+            None => {
+                cell.is_free(|| self.job(None));
+                return;
+            }
+        };
+        // Nobody waits any more: the session is free again.
+        if self.sender.is_closed() {
+            return;
+        }
+        let given = match cell.lock().as_mut() {
+            Some(session) => {
+                let given = (self.advance)(session);
                 cell.refresh(session);
-                Ok(result?)
-            })
-            .await
+                given.map_err(EngineError::from).transpose()
+            }
+            None => Some(Err(EngineError::closed("session"))),
+        };
+        let sender = self.sender.clone();
+        let given = given.or_else(|| {
+            let goes_on = cell.post(self.job(Some(occupied)));
+            (!goes_on).then(|| Err(EngineError::closed("engine")))
+        });
+        if let Some(given) = given {
+            let _ = sender.try_send(given);
+        }
     }
 }
 
@@ -151,14 +259,17 @@ impl Session {
 
     /// Computes the beginning of the next prompt ahead of time. The conversation stays as it is.
     pub async fn prewarm(&self, prompt_prefix: String) -> Result<()> {
-        self.cell.run(move |session| session.prewarm(&prompt_prefix)).await
+        let begin = move |session: &mut calora::session::Session| session.begin_prewarm(&prompt_prefix);
+        self.cell.run_passes(begin, |prewarming, session| Ok(prewarming.pass(session)?.then_some(()))).await
     }
 
     /// How likely each choice is as the answer to the prompt, in the order given. The conversation stays as it is.
     pub async fn classify(&self, prompt: String, choices: Vec<String>) -> Result<Vec<ChoiceScore>> {
         let scores = {
             let choices = choices.clone();
-            self.cell.run(move |session| session.likelihoods(&prompt, &choices)).await?
+            let begin =
+                move |session: &mut calora::session::Session| session.begin_likelihoods(&prompt, &choices);
+            self.cell.run_passes(begin, |scoring, session| scoring.pass(session)).await?
         };
         let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = scores.iter().map(|s| (s - most).exp()).sum();

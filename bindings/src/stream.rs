@@ -1,18 +1,20 @@
 //! A response as the app pulls it.
 //!
 //! The engine thread runs at most [`AHEAD`] chunks ahead of the app, one pass of the device a job, so that the device is
-//! busy while the app draws, a slow reader costs no memory, and other sessions advance in between. Cancelling (or
-//! dropping the stream) stops the device within one pass and leaves the session as it was before the request.
+//! busy while the app draws, a slow reader costs no memory, and other sessions advance in between. Responses that are
+//! decoding share a pass. Cancelling (or dropping the stream) stops the device within one pass and leaves the session as
+//! it was before the request.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_channel::{Receiver, Sender};
-use calora::session::{Generation, Progress};
+use calora::session::{Generation, Progress, Session, pass_together};
 
 use crate::error::{EngineError, Result};
 use crate::options::{GenerationOptions, ResponseChunk};
 use crate::session::Cell;
+use crate::worker::Job;
 
 /// Chunks that may wait for the app.
 const AHEAD: usize = 4;
@@ -93,15 +95,75 @@ impl Run {
     }
 
     fn post(self: &Arc<Self>) {
-        let run = self.clone();
-        if !self.cell.core.worker.post(move || run.advance()) {
+        if !self.cell.post(Job::Pass(self.clone())) {
             self.end(Err(EngineError::closed("engine")));
         }
     }
 
-    /// One job of the engine thread.
-    fn advance(self: &Arc<Self>) {
-        let outcome = self.pass();
+    /// Whether the next pass computes one token. Asked by the engine thread only.
+    pub(crate) fn is_decoding(&self) -> bool {
+        let phase = self.phase();
+        matches!(&*phase, Phase::Running(generation) if generation.is_decoding())
+            && !self.cancelled.load(Ordering::Acquire)
+    }
+
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One job of the engine thread: a pass of one response, or one of several that are decoding.
+    pub(crate) fn advance(mut runs: Vec<Arc<Self>>) {
+        match &runs[..] {
+            [] => {}
+            [run] => {
+                if run.cell.is_free(|| Job::Pass(run.clone())) {
+                    run.go_on(run.pass());
+                }
+            }
+            _ => Self::advance_together(&mut runs),
+        }
+    }
+
+    /// One pass for all whose turn it is; the others keep their places.
+    ///
+    /// No two are of one session: the earlier one would be cancelled, and is no longer decoding then.
+    fn advance_together(runs: &mut Vec<Arc<Self>>) {
+        let mut outcomes: Vec<Option<Result<bool>>> = Vec::with_capacity(runs.len());
+        {
+            let mut locked: Vec<_> = runs.iter().map(|run| (run.phase(), run.cell.lock())).collect();
+            let mut members = Vec::with_capacity(locked.len());
+            for (phase, session) in &mut locked {
+                if let (Phase::Running(generation), Some(session)) = (&mut **phase, session.as_mut()) {
+                    members.push((&mut **generation, session));
+                }
+            }
+            let mut results = pass_together(&mut members).into_iter();
+            for ((phase, session), run) in locked.iter_mut().zip(&*runs) {
+                outcomes.push(match (&**phase, session.as_ref()) {
+                    (Phase::Running(_), Some(session)) => {
+                        results.next().flatten().map(|result| run.settle(phase, session, result))
+                    }
+                    _ => {
+                        **phase = Phase::Over;
+                        Some(Err(EngineError::closed("session")))
+                    }
+                });
+            }
+        }
+        let mut back = Vec::new();
+        for (run, outcome) in runs.drain(..).zip(outcomes) {
+            match outcome {
+                Some(outcome) => run.go_on(outcome),
+                None => back.push(run),
+            }
+        }
+        if let Some(first) = back.first().cloned() {
+            first.cell.put_back(back.into_iter().map(Job::Pass).collect());
+        }
+    }
+
+    /// What follows a pass: the next one, or rest.
+    fn go_on(self: &Arc<Self>, outcome: Result<bool>) {
         let mut scheduled = self.scheduled();
         match outcome {
             // A stream that was cancelled meanwhile comes back to roll back, even when nobody pulls.
@@ -120,8 +182,8 @@ impl Run {
     }
 
     /// Advances the response by one pass; whether it goes on.
-    fn pass(self: &Arc<Self>) -> Result<bool> {
-        let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+    fn pass(&self) -> Result<bool> {
+        let mut phase = self.phase();
         let mut session = self.cell.lock();
         let Some(session) = session.as_mut() else {
             *phase = Phase::Over;
@@ -147,7 +209,13 @@ impl Run {
             }
         }
         let Phase::Running(generation) = &mut *phase else { return Ok(false) };
-        let chunk = match generation.pass(session) {
+        let result = generation.pass(session);
+        self.settle(&mut phase, session, result)
+    }
+
+    /// Takes what a pass gave to the app; whether the response goes on.
+    fn settle(&self, phase: &mut Phase, session: &Session, result: calora::Result<Progress>) -> Result<bool> {
+        let chunk = match result {
             Ok(Progress::Computing) => return Ok(true),
             Ok(Progress::Chunk(chunk)) => chunk,
             Err(error) => {

@@ -10,6 +10,8 @@ mod device;
 mod streams;
 #[path = "ffi/swap.rs"]
 mod swap;
+#[path = "ffi/together.rs"]
+mod together;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,8 +21,8 @@ use calora_ffi::{
     AdapterChange, AdapterOpenOptions, Availability, BenchmarkOptions, CachePolicy, DeviceChoice, DeviceKind,
     Engine, EngineConfig, EngineError, EngineEvent, GenerationOptions, LoadProgress, LoadState, LogLevel,
     LogSink, MemoryPolicy, MemoryPressure, ResponseStream, ScaledAdapter, Session, SessionConfig,
-    SwapBenchmarkOptions, TaskAdapter, UnavailableReason, availability, encrypt_adapter, inspect_adapter,
-    memory_plan, set_log_level, set_log_sink,
+    SessionPriority, SwapBenchmarkOptions, TaskAdapter, UnavailableReason, availability, encrypt_adapter,
+    inspect_adapter, memory_plan, set_log_level, set_log_sink,
 };
 use pollster::block_on;
 

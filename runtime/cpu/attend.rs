@@ -1,4 +1,4 @@
-//! Causal grouped-query attention over the KV cache, a job for each token and KV head.
+//! Causal grouped-query attention over the KV cache, a job for each token and KV head of all passes.
 
 use super::cache::Layer;
 use super::dot::Kernels;
@@ -8,22 +8,36 @@ use crate::arch::ModelShape;
 /// Positions whose keys or values are looked at together: they stay in the first-level cache for all query heads.
 const PIECE: usize = 64;
 
-/// `attended[t, h] = Σ_s softmax_s(q[t, h] · k[s] / √D) v[s]` over positions `s <= first + t`.
-///
-/// `query` and `attended` are (T, H * D), the query already rotated, the cache already holding the T tokens.
-pub(super) fn attend(
+/// The tokens of one pass before attention and after it.
+pub(super) struct Queries<'a> {
+    /// Holds them already.
+    pub(super) layer: &'a Layer,
+    /// The position of the first of them.
+    pub(super) first: usize,
+    /// (T, H * D), rotated.
+    pub(super) query: &'a [f32],
+    /// (T, H * D).
+    pub(super) attended: &'a mut [f32],
+}
+
+/// `attended[t, h] = Σ_s softmax_s(q[t, h] · k[s] / √D) v[s]` over positions `s <= first + t`, for each pass over its own
+/// cache.
+pub(super) fn attend<'a>(
     kernels: &Kernels,
     workers: &Workers,
     shape: &ModelShape,
-    layer: &Layer,
-    first: usize,
-    query: &[f32],
-    attended: &mut [f32],
+    passes: impl IntoIterator<Item = Queries<'a>>,
 ) {
     // The query heads of one KV head lie side by side, in the query as in the result.
     let width = (shape.heads / shape.kv_heads.max(1) * shape.head_dim).max(1);
-    let jobs: Vec<_> = query.chunks_exact(width).zip(attended.chunks_exact_mut(width)).enumerate().collect();
-    let products = query.len() / shape.head_dim.max(1) * 2 * (first + 1) * shape.head_dim;
+    let (mut jobs, mut products) = (Vec::new(), 0);
+    for Queries { layer, first, query, attended } in passes {
+        products += query.len() * 2 * (first + 1);
+        let places = query.chunks_exact(width).zip(attended.chunks_exact_mut(width)).enumerate();
+        jobs.extend(places.map(|(i, (query, out))| {
+            (layer, i % shape.kv_heads, first + i / shape.kv_heads + 1, query, out)
+        }));
+    }
     let pieces = workers.pieces(products, jobs.len());
     let mut jobs = jobs.into_iter();
     let per_piece = jobs.len().div_ceil(pieces).max(1);
@@ -37,9 +51,8 @@ pub(super) fn attend(
     }
     workers.each(batches, |batch| {
         let mut scratch = Scratch::default();
-        for (i, (query, out)) in batch {
-            let (token, head) = (i / shape.kv_heads, i % shape.kv_heads);
-            one_head(kernels, shape.head_dim, layer, head, first + token + 1, query, out, &mut scratch);
+        for (layer, head, positions, query, out) in batch {
+            one_head(kernels, shape.head_dim, layer, head, positions, query, out, &mut scratch);
         }
     });
 }
@@ -158,7 +171,9 @@ mod tests {
                     }
                     let mut attended = vec![f32::NAN; query.len()];
                     let (kernels, workers) = (simd.kernels().unwrap(), Workers::new(Some(2)).unwrap());
-                    attend(&kernels, &workers, &shape, &cache.layers[0], first, &query, &mut attended);
+                    let layer = &cache.layers[0];
+                    let queries = Queries { layer, first, query: &query, attended: &mut attended };
+                    attend(&kernels, &workers, &shape, [queries]);
                     for (i, (q, out)) in query.chunks(head_dim).zip(attended.chunks(head_dim)).enumerate() {
                         let (token, head) = (i / heads, i % heads / (heads / kv_heads));
                         let seen = first + token + 1;

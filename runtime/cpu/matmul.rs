@@ -75,16 +75,16 @@ impl Projection {
         }
     }
 
-    /// `out[r, t] = Σ_k w[r, k] x[t, k]` for the rows `rows`; `out` is (rows, T).
+    /// `out[r, t] = Σ_k w[r, k] x[t, k]` for the rows `rows` and the T tokens `of`; `out` is (rows, T).
     pub(super) fn project(
         &self,
         kernels: &Kernels,
-        input: &Input,
+        (input, of): (&Input, Range<usize>),
         form: Form,
         rows: Range<usize>,
         out: &mut [f32],
     ) {
-        let tokens = input.tokens().max(1);
+        let tokens = of.len().max(1);
         let mut blocks = Blocks::default();
         for (i, out) in out.chunks_mut(PANEL * tokens).enumerate() {
             let first = rows.start + i * PANEL;
@@ -97,9 +97,12 @@ impl Projection {
                     let out = &mut out[r * tokens + start..r * tokens + end];
                     match (form, &row) {
                         (Form::Int(order), Row::Packed(row)) => {
-                            (kernels.int)(row, input.ints(order).from(start), out);
+                            (kernels.int)(row, input.ints(order).from(of.start + start), out);
                         }
-                        _ => (kernels.float)(&row, input.floats(form == Form::Halves).from(start), out),
+                        _ => {
+                            let floats = input.floats(form == Form::Halves).from(of.start + start);
+                            (kernels.float)(&row, floats, out);
+                        }
                     }
                 }
             }

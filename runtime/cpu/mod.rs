@@ -1,7 +1,8 @@
 //! The CPU device: a recipe's steps in native code, threaded by rows, weights read straight from their files.
 //!
 //! It is the oracle that GPU kernels are tested against and the fallback where no GPU is usable. Invariant: what a token
-//! yields does not depend on the tokens that share its pass, so chunked prefill and reused prefixes are exact.
+//! yields does not depend on the tokens that share its pass, nor on the passes that share its batch: chunked prefill,
+//! reused prefixes and batches are exact.
 
 mod attend;
 mod cache;
@@ -25,15 +26,15 @@ pub use observe::{Inputs, Observer, Stage};
 
 use crate::adapter::Tail;
 use crate::device::{
-    Activations, Answer, CacheId, Device, DeviceInfo, DeviceMemory, Forward, Model, TailId, check_pass,
-    check_positions, check_tail, position_bytes,
+    Activations, Answer, CacheId, Device, DeviceInfo, DeviceMemory, Forward, Model, TailId, by_tail,
+    check_passes, check_positions, check_tail, in_order, position_bytes,
 };
 use crate::error::{Error, Result};
 use cache::Cache;
 use dot::Kernels;
 use matmul::Projection;
 use plan::Sizes;
-use run::{Run, Scratch};
+use run::{Run, Scratch, Sequence};
 use tail::ResidentTail;
 use threads::Workers;
 
@@ -112,17 +113,27 @@ impl CpuDevice {
     /// Runs some of the recipe's steps.
     fn run(
         &mut self,
-        pass: &Forward<'_>,
+        passes: &[Forward<'_>],
         steps: Range<usize>,
         observer: Option<Observer<'_>>,
-    ) -> Result<Answer> {
-        let tail = match pass.tail {
-            Some(id) => Some(self.tails.get(&id).ok_or_else(|| unknown("tail", id.0))?),
-            None => None,
-        };
-        let cache = self.caches.get_mut(&pass.cache).ok_or_else(|| unknown("cache", pass.cache.0))?;
-        check_pass(&self.model.recipe, &self.info, pass, cache.capacity)?;
+    ) -> Result<Vec<Answer>> {
+        check_passes(&self.model.recipe, &self.info, passes, |id| {
+            self.caches.get(&id).map(|cache| cache.capacity).ok_or_else(|| unknown("cache", id.0))
+        })?;
         self.scratch.reserve(&self.sizes)?;
+        let order = by_tail(passes);
+        let mut caches: HashMap<CacheId, &mut Cache> =
+            self.caches.iter_mut().map(|(id, cache)| (*id, cache)).collect();
+        let mut sequences = Vec::with_capacity(passes.len());
+        for pass in order.iter().map(|i| &passes[*i]) {
+            let tail = match pass.tail {
+                Some(id) => Some(self.tails.get(&id).ok_or_else(|| unknown("tail", id.0))?),
+                None => None,
+            };
+            let cache = caches.remove(&pass.cache).ok_or_else(|| unknown("cache", pass.cache.0))?;
+            let Forward { tokens, position, want, .. } = *pass;
+            sequences.push(Sequence { tail, cache, tokens, position, want });
+        }
         let run = Run {
             recipe: &self.model.recipe,
             weights: &self.model.weights,
@@ -130,16 +141,12 @@ impl CpuDevice {
             kernels: &self.kernels,
             workers: &self.workers,
             activations: self.info.activations,
-            tail,
-            cache,
-            tokens: pass.tokens,
-            position: pass.position,
-            want: pass.want,
+            passes: sequences,
             steps,
             observer,
         };
         let scratch = &mut self.scratch;
-        Ok(self.workers.enter(|| run.run(scratch)))
+        Ok(in_order(&order, self.workers.enter(|| run.run(scratch))))
     }
 }
 
@@ -205,8 +212,8 @@ impl Device for CpuDevice {
         Ok(())
     }
 
-    fn forward(&mut self, pass: &Forward<'_>) -> Result<Answer> {
-        self.run(pass, 0..self.model.recipe.steps.len(), None)
+    fn forward_batch(&mut self, passes: &[Forward<'_>]) -> Result<Vec<Answer>> {
+        self.run(passes, 0..self.model.recipe.steps.len(), None)
     }
 }
 

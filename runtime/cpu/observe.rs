@@ -60,7 +60,7 @@ impl CpuDevice {
             want: Want::Nothing,
         };
         std::mem::swap(&mut self.scratch.residual, residual);
-        let answer = self.run(&pass, stage.steps.clone(), stage.observer);
+        let answer = self.run(&[pass], stage.steps.clone(), stage.observer);
         std::mem::swap(&mut self.scratch.residual, residual);
         answer.map(|_| ())
     }

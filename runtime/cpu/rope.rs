@@ -25,12 +25,12 @@ impl Angles {
         4 * (self.cos.capacity() + self.sin.capacity())
     }
 
-    /// Of the positions `first .. first + tokens`, computed in float64.
-    pub(super) fn fill(&mut self, rope: &Rope, first: usize, tokens: usize) {
+    /// Of the positions, a row each, computed in float64.
+    pub(super) fn fill(&mut self, rope: &Rope, positions: impl Iterator<Item = usize>) {
         self.half = rope.inverse_frequencies.len();
         self.cos.clear();
         self.sin.clear();
-        for position in first..first + tokens {
+        for position in positions {
             for frequency in &rope.inverse_frequencies {
                 let (sin, cos) = (position as f64 * frequency).sin_cos();
                 self.cos.push(cos as f32);
@@ -60,7 +60,7 @@ mod tests {
     fn turns_each_pair_by_its_angle() {
         let rope = Rope { inverse_frequencies: vec![1.0, 0.01] };
         let mut angles = Angles::default();
-        angles.fill(&rope, 5, 2);
+        angles.fill(&rope, 5..7);
         let mut row = [1.0f32, 2.0, 3.0, 4.0, -1.0, 0.5, 0.0, 1.0];
         let before = row;
         angles.rotate(1, &mut row);

@@ -1,8 +1,11 @@
-//! One forward pass: walks the recipe's steps over the tokens.
+//! A batch of passes: one walk over the recipe's steps for the tokens of all of them.
+//!
+//! Rows of activations are those of the first pass, then of the next. Weights are read once for all rows, each pass attends
+//! over its own cache, and an adapter meets the rows of its passes alone.
 
 use std::ops::Range;
 
-use super::attend::attend;
+use super::attend::{Queries, attend};
 use super::cache::Cache;
 use super::dot::{Floats, Kernels};
 use super::input::{Form, Input};
@@ -97,7 +100,16 @@ pub(super) fn reserve<T>(of: &mut Vec<T>, len: usize) -> Result<()> {
     })
 }
 
-/// What a pass reads, and the cache that it extends.
+/// One pass of a batch: what it reads, and the cache that it extends.
+pub(super) struct Sequence<'a> {
+    pub(super) tail: Option<&'a ResidentTail>,
+    pub(super) cache: &'a mut Cache,
+    pub(super) tokens: &'a [u32],
+    pub(super) position: usize,
+    pub(super) want: Want,
+}
+
+/// What the passes of a batch share.
 pub(super) struct Run<'a> {
     pub(super) recipe: &'a Recipe,
     pub(super) weights: &'a Weights,
@@ -106,14 +118,18 @@ pub(super) struct Run<'a> {
     pub(super) kernels: &'a Kernels,
     pub(super) workers: &'a Workers,
     pub(super) activations: Activations,
-    pub(super) tail: Option<&'a ResidentTail>,
-    pub(super) cache: &'a mut Cache,
-    pub(super) tokens: &'a [u32],
-    pub(super) position: usize,
-    pub(super) want: Want,
+    /// Those with the same adapter side by side.
+    pub(super) passes: Vec<Sequence<'a>>,
     /// The steps that are run.
     pub(super) steps: Range<usize>,
     pub(super) observer: Option<Observer<'a>>,
+}
+
+/// A row of activations.
+#[derive(Clone, Copy)]
+struct Row<'a> {
+    at: usize,
+    tail: Option<&'a ResidentTail>,
 }
 
 /// A block of rows of one linear, or of the gate and the up projection together.
@@ -123,105 +139,143 @@ struct Job<'a> {
     parts: Vec<(usize, &'a mut [f32])>,
 }
 
-/// One linear of a step with all that is added to it.
+/// One linear of a step.
 struct Part<'a> {
     projection: &'a Projection,
     form: Form,
     bias: Option<&'a [f32]>,
-    tail: Option<(&'a LinearTail, Range<usize>)>,
 }
 
-impl Run<'_> {
-    /// Runs the steps; what the pass was to answer comes back.
-    pub(super) fn run(mut self, scratch: &mut Scratch) -> Answer {
+/// What an adapter adds to one linear of a step.
+struct Added<'a> {
+    /// The linear's place in the step.
+    part: usize,
+    tail: &'a LinearTail,
+    /// The step's tokens that it is added for.
+    tokens: Range<usize>,
+    /// Its inner values among the step's, (r, tokens).
+    inner: Range<usize>,
+}
+
+impl<'a> Run<'a> {
+    /// Runs the steps; what each pass was to answer comes back.
+    pub(super) fn run(mut self, scratch: &mut Scratch) -> Vec<Answer> {
         scratch.logits.clear();
-        scratch.angles.fill(&self.recipe.rope, self.position, self.tokens.len());
+        let positions = self.passes.iter().flat_map(|p| p.position..p.position + p.tokens.len());
+        scratch.angles.fill(&self.recipe.rope, positions);
+        let (all, wanted) = self.tokens();
         let recipe = self.recipe;
         for step in &recipe.steps[self.steps.clone()] {
             match step {
                 Step::Embed { table } => self.embed(&self.projections[table.0], scratch),
                 Step::Attend { layer } => self.attend(*layer, scratch),
                 Step::Project { norm, input, linears, output } => {
-                    let all = 0..self.tokens.len();
                     if !matches!(output, Output::Store(slots) if slots.contains(&Slot::Logits)) {
-                        self.project(*norm, *input, linears, output, all, scratch);
+                        self.project(*norm, *input, linears, output, &all, scratch);
                         continue;
                     }
-                    let wanted = match self.want {
-                        Want::Nothing => all.end..all.end,
-                        Want::Argmax | Want::LastLogits => all.end - 1..all.end,
-                        Want::AllLogits => all,
-                    };
-                    for start in wanted.clone().step_by(LOGIT_TOKENS) {
-                        let tokens = start..wanted.end.min(start + LOGIT_TOKENS);
-                        self.project(*norm, *input, linears, output, tokens, scratch);
+                    for rows in wanted.chunks(LOGIT_TOKENS) {
+                        self.project(*norm, *input, linears, output, rows, scratch);
                     }
                 }
             }
         }
-        match self.want {
-            Want::Nothing => Answer::Nothing,
-            Want::Argmax => Answer::Token(argmax(&scratch.logits)),
-            Want::LastLogits => Answer::Logits(scratch.logits.clone()),
-            Want::AllLogits => Answer::Logits(std::mem::take(&mut scratch.logits)),
+        self.answers(&mut scratch.logits)
+    }
+
+    /// Every row of the batch, and those whose logits are wanted.
+    fn tokens(&self) -> (Vec<Row<'a>>, Vec<Row<'a>>) {
+        let (mut all, mut wanted) = (Vec::new(), Vec::new());
+        for pass in &self.passes {
+            all.extend(pass.tokens.iter().zip(all.len()..).map(|(_, at)| Row { at, tail: pass.tail }));
+            wanted.extend_from_slice(&all[all.len() - wanted_rows(pass)..]);
         }
+        (all, wanted)
+    }
+
+    /// What each pass was to answer, from the logits of all rows that are wanted.
+    fn answers(&self, logits: &mut Vec<f32>) -> Vec<Answer> {
+        let vocab = self.recipe.shape.vocab;
+        let mut end = logits.len();
+        let mut answers: Vec<Answer> = Vec::with_capacity(self.passes.len());
+        for pass in self.passes.iter().rev() {
+            let start = end.saturating_sub(wanted_rows(pass) * vocab);
+            answers.push(match pass.want {
+                Want::Nothing => Answer::Nothing,
+                Want::Argmax => Answer::Token(argmax(&logits[start..end])),
+                // The last one to take any takes what is left without a copy.
+                Want::LastLogits | Want::AllLogits if start == 0 => {
+                    logits.truncate(end);
+                    Answer::Logits(std::mem::take(logits))
+                }
+                Want::LastLogits | Want::AllLogits => Answer::Logits(logits[start..end].to_vec()),
+            });
+            end = start;
+        }
+        answers.reverse();
+        answers
     }
 
     fn embed(&self, table: &Projection, scratch: &mut Scratch) {
-        scratch.residual.resize(self.tokens.len() * table.cols, 0.0);
-        for (id, row) in self.tokens.iter().zip(scratch.residual.chunks_exact_mut(table.cols.max(1))) {
+        let ids = || self.passes.iter().flat_map(|pass| pass.tokens);
+        scratch.residual.resize(ids().count() * table.cols, 0.0);
+        for (id, row) in ids().zip(scratch.residual.chunks_exact_mut(table.cols.max(1))) {
             table.row(*id as usize, row);
         }
     }
 
     fn attend(&mut self, layer: usize, scratch: &mut Scratch) {
         let shape = &self.recipe.shape;
-        let layer = &mut self.cache.layers[layer];
-        let (query, kv) = (shape.width(Slot::Query), shape.width(Slot::Key));
+        let (width, kv) = (shape.width(Slot::Query), shape.width(Slot::Key));
         let Scratch { query: q, key: k, value: v, angles, attended, .. } = scratch;
-        q.chunks_exact_mut(query).enumerate().for_each(|(t, row)| angles.rotate(t, row));
-        for (t, (key, value)) in k.chunks_exact_mut(kv).zip(v.chunks_exact(kv)).enumerate() {
-            angles.rotate(t, key);
-            layer.write(self.position + t, key, value);
-        }
+        q.chunks_exact_mut(width).enumerate().for_each(|(t, row)| angles.rotate(t, row));
         attended.resize(q.len(), 0.0);
-        attend(self.kernels, self.workers, shape, layer, self.position, q, attended);
+        let mut lines = k.chunks_exact_mut(kv).zip(v.chunks_exact(kv)).enumerate();
+        let (mut query, mut attended) = (q.as_slice(), attended.as_mut_slice());
+        let mut queries = Vec::with_capacity(self.passes.len());
+        for pass in &mut self.passes {
+            let (layer, count) = (&mut pass.cache.layers[layer], pass.tokens.len());
+            for (position, (t, (key, value))) in (pass.position..).zip(lines.by_ref().take(count)) {
+                angles.rotate(t, key);
+                layer.write(position, key, value);
+            }
+            let (own, rest) = query.split_at(count * width);
+            let (out, after) = attended.split_at_mut(own.len());
+            (query, attended) = (rest, after);
+            queries.push(Queries { layer, first: pass.position, query: own, attended: out });
+        }
+        attend(self.kernels, self.workers, shape, queries);
     }
 
-    /// Projects the token rows `tokens` of a slot.
+    /// Projects rows of a slot.
     fn project(
         &self,
         norm: Option<VectorId>,
         input: Slot,
         linears: &[LinearId],
         output: &Output,
-        tokens: Range<usize>,
+        tokens: &[Row<'_>],
         scratch: &mut Scratch,
     ) {
         let count = tokens.len();
-        let mut inner_len = 0;
         let parts: Vec<Part<'_>> = linears
             .iter()
             .map(|id| {
                 let linear = &self.recipe.linears[id.0];
                 let projection = &self.projections[linear.matrix.0];
-                let tail = self.tail.and_then(|t| t.linears.get(id.0)?.as_ref()).map(|tail| {
-                    let start = inner_len;
-                    inner_len += tail.rank() * count;
-                    (tail, start..inner_len)
-                });
                 let bias = linear.bias.map(|b| self.weights.vectors[b.0].as_slice());
-                Part { projection, form: projection.form(self.activations), bias, tail }
+                Part { projection, form: projection.form(self.activations), bias }
             })
             .collect();
+        let (added, inner_len) = added(linears, tokens);
         let Some(first) = parts.first() else { return };
 
         let cols = first.projection.cols;
         let forms: Vec<Form> = parts.iter().map(|p| p.form).collect();
         let mut x = std::mem::take(&mut scratch.input);
-        let rows = &scratch.slot(input)[tokens.start * cols..tokens.end * cols];
+        let rows = scratch.slot(input);
         x.fill(count, cols, &forms, |t, out| {
-            let row = &rows[t * cols..(t + 1) * cols];
+            let row = &rows[tokens[t].at * cols..][..cols];
             match norm {
                 Some(id) => rms_norm(row, &self.weights.vectors[id.0], self.recipe.norm_eps, out),
                 None => out.copy_from_slice(row),
@@ -234,7 +288,7 @@ impl Run<'_> {
 
         let mut inner = std::mem::take(&mut scratch.inner);
         inner.resize(inner_len, 0.0);
-        self.shrink(&parts, &x, &mut inner);
+        self.shrink(&added, &x, &mut inner);
 
         let mut staging = std::mem::take(&mut scratch.staging);
         let rows: usize = parts.iter().map(|p| p.projection.rows).sum();
@@ -246,7 +300,8 @@ impl Run<'_> {
         let jobs = self.jobs(&parts, gate.is_some(), count, &mut staging);
         self.workers.each(jobs, |mut job| {
             for (part, out) in &mut job.parts {
-                self.rows(&parts[*part], &x, &inner, job.rows.clone(), out);
+                let added = added.iter().filter(|added| added.part == *part);
+                self.rows(&parts[*part], added, (&x, &inner), job.rows.clone(), out);
             }
             if let (Some(Activation::Silu), [(_, gate), (_, up)]) = (gate, &mut job.parts[..]) {
                 gate.iter_mut().zip(&**up).for_each(|(gate, up)| *gate = silu(*gate) * up);
@@ -280,35 +335,34 @@ impl Run<'_> {
     }
 
     /// The inner values of all tails of a step: one look at the input for all linears that share it.
-    fn shrink(&self, parts: &[Part<'_>], x: &Input, inner: &mut [f32]) {
-        let count = x.tokens();
+    fn shrink(&self, added: &[Added<'_>], x: &Input, inner: &mut [f32]) {
         let mut jobs = Vec::new();
         let mut rest = inner;
-        for (tail, range) in parts.iter().filter_map(|p| p.tail.as_ref()) {
-            let (own, after) = rest.split_at_mut(range.len());
+        for Added { tail, tokens, inner, .. } in added {
+            let (own, after) = rest.split_at_mut(inner.len());
             rest = after;
-            let pieces = self.workers.pieces(tail.rank() * tail.down.cols * count, tail.rank());
+            let pieces = self.workers.pieces(tail.rank() * tail.down.cols * tokens.len(), tail.rank());
             let per_job = tail.rank().div_ceil(pieces);
-            for (i, out) in own.chunks_mut(per_job * count).enumerate() {
-                jobs.push((*tail, i * per_job, out));
+            for (i, out) in own.chunks_mut(per_job * tokens.len()).enumerate() {
+                jobs.push((*tail, tokens, i * per_job, out));
             }
         }
-        self.workers.each(jobs, |(tail, first, out)| {
-            let rows = first..first + out.len() / count;
-            tail.down.project(self.kernels, x, Form::Plain, rows.clone(), out);
-            tail.activate(rows, out, count);
+        self.workers.each(jobs, |(tail, tokens, first, out)| {
+            let rows = first..first + out.len() / tokens.len();
+            tail.down.project(self.kernels, (x, tokens.clone()), Form::Plain, rows.clone(), out);
+            tail.activate(rows, out, tokens.len());
         });
     }
 
     /// Blocks of rows of all linears; of gate and up, the same rows in one job.
-    fn jobs<'a>(
+    fn jobs<'b>(
         &self,
         parts: &[Part<'_>],
         gated: bool,
         count: usize,
-        staging: &'a mut [f32],
-    ) -> Vec<Job<'a>> {
-        let mut jobs: Vec<Job<'a>> = Vec::new();
+        staging: &'b mut [f32],
+    ) -> Vec<Job<'b>> {
+        let mut jobs: Vec<Job<'b>> = Vec::new();
         let mut rest = staging;
         for (i, part) in parts.iter().enumerate() {
             let Projection { rows, cols, .. } = *part.projection;
@@ -329,19 +383,57 @@ impl Run<'_> {
         jobs
     }
 
-    /// `out = W x + bias + tail` for some rows of one linear.
-    fn rows(&self, part: &Part<'_>, x: &Input, inner: &[f32], rows: Range<usize>, out: &mut [f32]) {
+    /// `out = W x + bias + tails` for some rows of one linear.
+    fn rows<'b>(
+        &self,
+        part: &Part<'_>,
+        added: impl Iterator<Item = &'b Added<'b>>,
+        (x, inner): (&Input, &[f32]),
+        rows: Range<usize>,
+        out: &mut [f32],
+    ) {
         let count = x.tokens();
-        part.projection.project(self.kernels, x, part.form, rows.clone(), out);
+        part.projection.project(self.kernels, (x, 0..count), part.form, rows.clone(), out);
         if let Some(bias) = part.bias {
             for (out, bias) in out.chunks_exact_mut(count).zip(&bias[rows.clone()]) {
                 out.iter_mut().for_each(|out| *out += bias);
             }
         }
-        if let Some((tail, range)) = &part.tail {
-            tail.add(rows, &inner[range.clone()], count, out);
+        for Added { tail, tokens, inner: own, .. } in added {
+            tail.add(rows.clone(), &inner[own.clone()], tokens.clone(), count, out);
         }
     }
+}
+
+/// How many rows of logits a pass wants, of its last rows.
+fn wanted_rows(pass: &Sequence<'_>) -> usize {
+    match pass.want {
+        Want::Nothing => 0,
+        Want::Argmax | Want::LastLogits => 1,
+        Want::AllLogits => pass.tokens.len(),
+    }
+}
+
+/// What adapters add to a step over some rows, linear by linear, and how many inner values that takes.
+fn added<'a>(linears: &[LinearId], tokens: &[Row<'a>]) -> (Vec<Added<'a>>, usize) {
+    let same = |a: &Row<'_>, b: &Row<'_>| match (a.tail, b.tail) {
+        (Some(a), Some(b)) => std::ptr::eq(a, b),
+        (a, b) => a.is_none() && b.is_none(),
+    };
+    let (mut all, mut end) = (Vec::new(), 0);
+    for (part, id) in linears.iter().enumerate() {
+        let mut start = 0;
+        for group in tokens.chunk_by(same) {
+            let range = start..start + group.len();
+            start = range.end;
+            if let Some(tail) = group[0].tail.and_then(|t| t.linears.get(id.0)?.as_ref()) {
+                let inner = end..end + tail.rank() * group.len();
+                end = inner.end;
+                all.push(Added { part, tail, tokens: range, inner });
+            }
+        }
+    }
+    (all, end)
 }
 
 /// Gives each value of (R, T) to its place in (T, R).

@@ -109,12 +109,20 @@ impl LinearTail {
         }
     }
 
-    /// `out[r, t] += Σ_j up[r, j] t[j, t]` for the rows `rows`, one rank after the other; `out` is (rows, T).
-    pub(super) fn add(&self, rows: Range<usize>, t: &[f32], tokens: usize, out: &mut [f32]) {
+    /// `out[r, t] += Σ_j up[r, j] t[j, t]` for the rows `rows` and the tokens `of`, one rank after the other; `out` is
+    /// (rows, `tokens`), `t` has the tokens `of` only.
+    pub(super) fn add(
+        &self,
+        rows: Range<usize>,
+        t: &[f32],
+        of: Range<usize>,
+        tokens: usize,
+        out: &mut [f32],
+    ) {
         let mut widened = [0.0; ROWS];
         for (i, out) in out.chunks_mut(ROWS * tokens.max(1)).enumerate() {
             let count = out.len() / tokens.max(1);
-            for (j, t) in t.chunks(tokens.max(1)).enumerate() {
+            for (j, t) in t.chunks(of.len().max(1)).enumerate() {
                 let start = j * self.rows + rows.start + i * ROWS;
                 let column = match &self.up {
                     Up::F32(values) => &values[start..start + count],
@@ -123,11 +131,12 @@ impl LinearTail {
                         &widened[..count]
                     }
                 };
-                if let [t] = t {
-                    out.iter_mut().zip(column).for_each(|(out, u)| *out += u * t);
-                } else {
-                    for (out, u) in out.chunks_exact_mut(tokens.max(1)).zip(column) {
-                        out.iter_mut().zip(t).for_each(|(out, t)| *out += u * t);
+                match t {
+                    [t] if tokens == 1 => out.iter_mut().zip(column).for_each(|(out, u)| *out += u * t),
+                    _ => {
+                        for (out, u) in out.chunks_exact_mut(tokens.max(1)).zip(column) {
+                            out[of.clone()].iter_mut().zip(t).for_each(|(out, t)| *out += u * t);
+                        }
                     }
                 }
             }

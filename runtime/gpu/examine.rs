@@ -1,8 +1,10 @@
 //! When kernels are tried: all that a model needs while it is loaded, and all that exist when a developer asks.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::facts::Facts;
+use super::forward::Batch;
 use super::pipeline::Pipelines;
 use super::record::Recording;
 use super::tail::GpuTail;
@@ -16,7 +18,8 @@ const FAR: usize = 2048;
 
 impl GpuDevice {
     /// Records a decoding and a prefill pass without running them: every kernel that they need is tried and compiled.
-    pub(super) fn rehearse(&mut self, tail: Option<&GpuTail>) -> Result<()> {
+    /// With an adapter also a batch of it and a pass without, whose rows differ in what is added to them.
+    pub(super) fn rehearse(&mut self, tail: Option<&Arc<GpuTail>>) -> Result<()> {
         if !self.facts.rehearses(tail.map(|t| t.kind)) {
             return Ok(());
         }
@@ -25,14 +28,24 @@ impl GpuDevice {
         for tokens in [1, self.info.max_tokens] {
             let ids = vec![0; tokens];
             let pass = Forward { tokens: &ids, position: FAR, cache, tail: None, want: Want::Argmax };
-            let recording = &mut Recording::default();
-            tried = tried
-                .and_then(|()| self.record_body(recording, &pass, tail))
-                .and_then(|()| self.record_logits(recording, (0, 1), tail))
-                .and_then(|()| self.record_argmax(recording));
+            tried =
+                tried.and_then(|()| self.record(&Batch { passes: vec![&pass], tails: vec![tail.cloned()] }));
+            let each = (tokens / 2).max(1);
+            if let Some(tail) = tail.filter(|_| 2 * each <= self.info.max_tokens) {
+                let pass = Forward { tokens: &ids[..each], ..pass };
+                let tails = vec![Some(tail.clone()), None];
+                tried = tried.and_then(|()| self.record(&Batch { passes: vec![&pass, &pass], tails }));
+            }
         }
         self.drop_cache(cache);
         tried
+    }
+
+    fn record(&mut self, batch: &Batch<'_>) -> Result<()> {
+        let recording = &mut Recording::rehearsal();
+        self.record_body(recording, batch)?;
+        self.record_logits(recording, batch, (0, 1, 0))?;
+        self.record_argmax(recording, 0)
     }
 
     /// Tries the kernels of a GPU without a model, and takes their times: those of usual models, or `every` one, until

@@ -22,6 +22,7 @@ mod select;
 mod tail;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 pub use crate::kernels::{Caps, Family};
 pub use facts::{FactsOptions, Timing};
@@ -32,7 +33,7 @@ use crate::adapter::Tail;
 use crate::arch::{MatrixId, Recipe, Step, VectorId};
 use crate::device::{
     Activations, Answer, CacheId, Device, DeviceFacts, DeviceInfo, DeviceMemory, Forward, Model, TailId,
-    check_pass, check_positions, check_tail, position_bytes,
+    by_tail, check_passes, check_positions, check_tail, in_order, position_bytes,
 };
 use crate::error::{Error, Result};
 use crate::kernels::attention::MAX_DIM;
@@ -40,6 +41,7 @@ use crate::kernels::{BLOCK, Binding, Width};
 use cache::{GpuCache, Lines};
 use context::Context;
 use facts::Facts;
+use forward::Batch;
 use matrix::GpuMatrix;
 use pipeline::Pipelines;
 use scratch::Scratch;
@@ -65,7 +67,7 @@ pub struct GpuDevice {
     vector_bytes: u64,
     scratch: Scratch,
     caches: HashMap<CacheId, GpuCache>,
-    tails: HashMap<TailId, GpuTail>,
+    tails: HashMap<TailId, Arc<GpuTail>>,
     /// Ids are never given twice, so that a stale one cannot name somebody else's cache.
     next_id: u64,
     dispatches: usize,
@@ -281,6 +283,7 @@ impl Device for GpuDevice {
             let (context, recipe) = (&self.context, &self.model.recipe);
             let resident =
                 GpuTail::upload(context, &mut self.pipelines, recipe, &self.matrices, tail, &options)?;
+            let resident = Arc::new(resident);
             let tried = self.rehearse(Some(&resident));
             self.facts.save(&mut self.pipelines);
             match tried {
@@ -319,18 +322,18 @@ impl Device for GpuDevice {
         cache.write(&self.context, &self.lines(), positions, bytes)
     }
 
-    fn forward(&mut self, pass: &Forward<'_>) -> Result<Answer> {
+    fn forward_batch(&mut self, passes: &[Forward<'_>]) -> Result<Vec<Answer>> {
         self.context.check("a forward pass")?;
-        let cache = self.cache(pass.cache)?;
-        check_pass(&self.model.recipe, &self.info, pass, cache.capacity)?;
-        let Some(id) = pass.tail else { return self.run(pass, None) };
-        // Taken out for the pass, because recording borrows the device.
-        let Some(tail) = self.tails.remove(&id) else {
-            return Err(Error::option("tail", id.0, "this device has no such adapter"));
-        };
-        let answer = self.run(pass, Some(&tail));
-        self.tails.insert(id, tail);
-        answer
+        check_passes(&self.model.recipe, &self.info, passes, |id| Ok(self.cache(id)?.capacity))?;
+        if passes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let order = by_tail(passes);
+        let passes: Vec<_> = order.iter().map(|i| &passes[*i]).collect();
+        let unknown = |id: TailId| Error::option("tail", id.0, "this device has no such adapter");
+        let tail = |id: TailId| self.tails.get(&id).cloned().ok_or_else(|| unknown(id));
+        let tails = passes.iter().map(|pass| pass.tail.map(tail).transpose()).collect::<Result<_>>()?;
+        Ok(in_order(&order, self.run(&Batch { passes, tails })?))
     }
 }
 

@@ -1,17 +1,21 @@
-//! Steps become dispatches: one recording holds a whole pass, its parameters in one buffer, for one submit.
+//! Steps become dispatches: one recording holds as many as their parameters have room in one buffer, for one submit. A
+//! pass alone always fits.
+
+use std::ops::Range;
 
 use super::GpuDevice;
 use super::pipeline::PARAMS_STRIDE;
 use super::scratch::{Place, stride};
-use super::tail::StepTail;
+use super::tail::{LinearTail, StepTail};
 use crate::arch::{LinearId, MatrixId, Output, Slot, VectorId};
 use crate::device::{Activations, Forward};
 use crate::error::{Error, Result};
 use crate::kernels::attention::{Attention, Combine, CombineParams, Spans};
+use crate::kernels::expand::Expand;
 use crate::kernels::prepare::{Order, Prepare};
-use crate::kernels::project::{Mode, Project, Shape};
+use crate::kernels::project::{Mode, Project, SUMMED, Shape, Tail, TailKind};
 use crate::kernels::{
-    BLOCK, CHUNK, Kernel, Variant, argmax, attention, embed, prepare, project, rope, shrink,
+    BLOCK, CHUNK, Kernel, Variant, argmax, attention, embed, expand, prepare, project, rope, shrink,
 };
 
 /// One dispatch, ready to encode.
@@ -27,9 +31,16 @@ struct Dispatch {
 pub(super) struct Recording {
     params: Vec<u8>,
     dispatches: Vec<Dispatch>,
+    /// Kernels are chosen and compiled, and nothing is kept or run.
+    rehearsal: bool,
 }
 
 impl Recording {
+    /// One that is never submitted.
+    pub(super) fn rehearsal() -> Self {
+        Self { rehearsal: true, ..Self::default() }
+    }
+
     /// How many dispatches.
     pub(super) fn len(&self) -> usize {
         self.dispatches.len()
@@ -47,6 +58,9 @@ impl Recording {
         params: &P,
         grid: [u32; 3],
     ) {
+        if self.rehearsal {
+            return;
+        }
         let offset = self.params.len();
         self.params.extend_from_slice(bytemuck::bytes_of(params));
         self.params.resize(offset + PARAMS_STRIDE as usize, 0);
@@ -71,8 +85,6 @@ impl Recording {
 
 /// A projection to record.
 pub(super) struct Projection<'a> {
-    /// Index of the step, by which a tail finds its branches.
-    pub(super) step: usize,
     pub(super) norm: Option<VectorId>,
     pub(super) input: Slot,
     pub(super) linears: &'a [LinearId],
@@ -81,6 +93,23 @@ pub(super) struct Projection<'a> {
     pub(super) first: usize,
     /// Input rows.
     pub(super) tokens: usize,
+    /// The first output row.
+    pub(super) to: usize,
+}
+
+/// Rows of a projection that share an adapter, and its branches for the step, if there are any.
+pub(super) struct Branches<'a> {
+    /// Counted from the projection's first.
+    pub(super) rows: Range<usize>,
+    pub(super) tail: Option<(&'a StepTail, TailKind)>,
+}
+
+impl Branches<'_> {
+    /// Those of the step's linear `i`, with the step's ranks.
+    fn linear(&self, i: usize) -> Option<(&LinearTail, usize, TailKind)> {
+        let (step, kind) = self.tail?;
+        Some((step.linears.get(i)?.as_ref()?, step.ranks, kind))
+    }
 }
 
 /// Where prepared inputs lie.
@@ -114,7 +143,23 @@ impl GpuDevice {
         };
         let group = self.scratch.group(&self.context, &mut self.pipelines, bindings, places)?;
         let [base, adapter] = others;
-        recording.push(pipeline, [base, adapter, Some(group)], params, grid);
+        self.push(recording, pipeline, [base, adapter, Some(group)], params, grid)
+    }
+
+    /// Adds a dispatch; what is recorded goes ahead where its parameters fill their buffer.
+    fn push<P: bytemuck::Pod>(
+        &mut self,
+        recording: &mut Recording,
+        pipeline: wgpu::ComputePipeline,
+        groups: [Option<wgpu::BindGroup>; 3],
+        params: &P,
+        grid: [u32; 3],
+    ) -> Result<()> {
+        if recording.len() >= self.scratch.most_dispatches() {
+            self.submit(recording, &[])?;
+            *recording = Recording::default();
+        }
+        recording.push(pipeline, groups, params, grid);
         Ok(())
     }
 
@@ -151,26 +196,30 @@ impl GpuDevice {
         Ok(())
     }
 
-    /// Linears that share an input, with their branches where a tail is attached.
+    /// Linears that share an input, each row with its adapter's branches.
+    ///
+    /// Where one adapter serves all rows, its branches are part of the projection. Where several do, what each adds to its
+    /// rows is summed first, so that the weights are still read once for all rows.
     pub(super) fn record_project(
         &mut self,
         recording: &mut Recording,
         p: &Projection<'_>,
-        tail: Option<&StepTail>,
-        tail_kind: Option<project::TailKind>,
+        groups: &[Branches<'_>],
     ) -> Result<()> {
-        let inputs = self.record_prepare(recording, p, tail.is_some())?;
+        let attached = groups.iter().any(|group| group.tail.is_some());
+        let inputs = self.record_prepare(recording, p, attached)?;
         let (x, x_row) = inputs.float;
-        if let (Some(tail), Some(kind)) = (tail, tail_kind) {
+        for group in groups {
+            let Some((tail, kind)) = group.tail else { continue };
             let kernel = self.choose(shrink::Shrink { width: self.width, tail: kind })?;
             let blocks = self.matrices[self.matrix_of(p.linears[0])].blocks;
             let params = shrink::Params {
                 rows: tail.ranks as u32,
                 blocks: blocks as u32,
-                x_row: x_row as u32,
+                x_row: (x_row + group.rows.start) as u32,
                 pad: 0,
             };
-            let grid = shrink::Shrink::grid(tail.ranks, p.tokens);
+            let grid = shrink::Shrink::grid(tail.ranks, group.rows.len());
             let adapter = [None, Some(tail.shrink.clone())];
             self.dispatch(recording, Kernel::Shrink(kernel), adapter, &[Place::Params, x], &params, grid)?;
         }
@@ -180,7 +229,15 @@ impl GpuDevice {
                 Output::AddToResidual => (Slot::Residual, Mode::Add),
                 Output::Gated(_) => (Slot::Gated, if i == 0 { Mode::Store } else { Mode::Gate }),
             };
-            let linear = tail.and_then(|t| t.linears[i].as_ref());
+            let fused = match groups {
+                [group] => group.linear(i),
+                _ => None,
+            };
+            let summed = match fused {
+                None => self.record_expand(recording, (i, *id), p.tokens, groups)?,
+                Some(_) => None,
+            };
+            let tail = fused.map(|(_, _, kind)| Tail::Fused(kind)).or(summed.as_ref().map(|_| Tail::Summed));
             let kind = self.matrices[self.matrix_of(*id)].kind;
             let int8 = inputs.int8 && kind.is_packed();
             let wanted = Project {
@@ -188,7 +245,7 @@ impl GpuDevice {
                 width: self.width,
                 matrix: kind,
                 int8,
-                tail: linear.and(tail_kind),
+                tail,
             };
             let kernel = self.choose(wanted.tidy())?;
             let matrix = &self.matrices[self.matrix_of(*id)];
@@ -200,26 +257,85 @@ impl GpuDevice {
                 group_blocks: matrix.group_blocks as u32,
                 x_row: if int8 { 0 } else { x_row as u32 },
                 tokens: p.tokens as u32,
+                y_row: p.to as u32,
                 y_stride: stride(&self.model.recipe.shape, slot) as u32,
                 mode: mode as u32,
                 has_bias: u32::from(self.model.recipe.linears[id.0].bias.is_some()),
-                tail_chunks: linear.map_or(0, |l| l.chunks as u32),
-                inner_stride: tail.map_or(0, |t| (t.ranks / CHUNK) as u32),
-                inner_offset: linear.map_or(0, |l| l.offset as u32),
                 ..Default::default()
             };
+            match (fused, &summed) {
+                (Some((linear, ranks, _)), _) => {
+                    params.tail_chunks = linear.chunks as u32;
+                    params.inner_stride = (ranks / CHUNK) as u32;
+                    params.inner_offset = linear.offset as u32;
+                }
+                (None, Some((_, width))) => (params.tail_chunks, params.inner_stride) = (1, *width as u32),
+                (None, None) => {}
+            }
             let rows: Vec<_> = matrix.parts.iter().map(|part| part.rows.clone()).collect();
             for (part, rows) in rows.into_iter().enumerate() {
                 params.rows = rows.len() as u32;
                 params.y_column = rows.start as u32;
                 let base = self.linears[id.0].get(part).cloned();
-                let adapter = linear.and_then(|l| l.parts.get(part).cloned());
+                let adapter = match (fused, &summed) {
+                    (Some((linear, ..)), _) => linear.parts.get(part).cloned(),
+                    (None, Some((group, _))) => {
+                        params.inner_offset = rows.start as u32;
+                        Some(group.clone())
+                    }
+                    (None, None) => None,
+                };
                 let grid = kernel.grid(rows.len(), p.tokens);
                 let others = [base, adapter];
                 self.dispatch(recording, Kernel::Project(kernel), others, &places, &params, grid)?;
             }
         }
         Ok(())
+    }
+
+    /// What adapters add to a linear, each to its rows; the group that reads it and how many elements a row has, or `None`
+    /// where no adapter has a branch there.
+    fn record_expand(
+        &mut self,
+        recording: &mut Recording,
+        (i, id): (usize, LinearId),
+        tokens: usize,
+        groups: &[Branches<'_>],
+    ) -> Result<Option<(wgpu::BindGroup, usize)>> {
+        // Rows without a branch get zeros, by any adapter's kernel.
+        let Some((any, _, any_kind)) = groups.iter().find_map(|group| group.linear(i)) else {
+            return Ok(None);
+        };
+        let parts = &self.matrices[self.matrix_of(id)].parts;
+        let rows: Vec<Range<usize>> = parts.iter().map(|part| part.rows.clone()).collect();
+        let width = rows.last().map_or(0, |rows| rows.end);
+        self.scratch.grow(&self.context, Place::Summed, tokens * width)?;
+        for group in groups {
+            let own = group.linear(i);
+            let tail = own.map_or(any_kind, |(_, _, kind)| kind);
+            let kernel = self.choose(Expand { workgroup: self.width.workgroup, tail })?;
+            let mut params = expand::Params {
+                tokens: group.rows.len() as u32,
+                y_row: group.rows.start as u32,
+                y_stride: width as u32,
+                ..Default::default()
+            };
+            if let Some((linear, ranks, _)) = own {
+                params.tail_chunks = linear.chunks as u32;
+                params.inner_stride = (ranks / CHUNK) as u32;
+                params.inner_offset = linear.offset as u32;
+            }
+            let adapters = &own.map_or(any, |(linear, ..)| linear).parts;
+            for (rows, adapter) in rows.iter().zip(adapters) {
+                params.rows = rows.len() as u32;
+                params.y_column = rows.start as u32;
+                let grid = kernel.grid(rows.len(), group.rows.len());
+                let (others, places) = ([None, Some(adapter.clone())], [Place::Params, Place::Summed]);
+                self.dispatch(recording, Kernel::Expand(kernel), others, &places, &params, grid)?;
+            }
+        }
+        let group = self.scratch.group(&self.context, &mut self.pipelines, SUMMED, &[Place::Summed])?;
+        Ok(Some((group, width)))
     }
 
     fn matrix_of(&self, id: LinearId) -> usize {
@@ -281,11 +397,11 @@ impl GpuDevice {
         Ok(Inputs { float, int8 })
     }
 
-    /// Rotary embedding, cache append, attention.
+    /// Rotary embedding, cache append, attention of one pass, whose rows begin at `row`.
     pub(super) fn record_attend(
         &mut self,
         recording: &mut Recording,
-        pass: &Forward<'_>,
+        (pass, row): (&Forward<'_>, usize),
         layer: usize,
     ) -> Result<()> {
         let shape = self.model.recipe.shape.clone();
@@ -307,11 +423,11 @@ impl GpuDevice {
             dim: dim as u32,
             chunks: chunks as u32,
             stride: stride(&shape, Slot::Key) as u32,
-            pad: 0,
+            row: row as u32,
         };
         let pipeline = self.pipelines.get(&self.context, Kernel::Rope(kernel))?;
         let grid = kernel.grid(tokens, shape.kv_heads, chunks);
-        recording.push(pipeline, [None, None, Some(rope_group)], &params, grid);
+        self.push(recording, pipeline, [None, None, Some(rope_group)], &params, grid)?;
 
         let group = shape.heads / shape.kv_heads;
         let workgroups = Attention::workgroups(tokens, group, shape.kv_heads);
@@ -337,13 +453,16 @@ impl GpuDevice {
             out_split: out_split as u32,
             partly: u32::from(partly),
             scale: (1.0 / (dim as f64).sqrt()) as f32,
-            pad: [0; 3],
+            row: row as u32,
+            // Spans are one pass's alone.
+            out_first: if partly { 0 } else { (row * out_token) as u32 },
+            pad: 0,
         };
         let kernel = self.choose(Attention { width: self.width, half })?;
         let pipeline = self.pipelines.get(&self.context, Kernel::Attention(kernel))?;
         let grid = Attention::grid(tokens, group, shape.kv_heads, spans.count);
         let out = if partly { spans_group } else { whole };
-        recording.push(pipeline, [None, None, Some(out)], &params, grid);
+        self.push(recording, pipeline, [None, None, Some(out)], &params, grid)?;
         if !partly {
             return Ok(());
         }
@@ -354,17 +473,19 @@ impl GpuDevice {
             dim: dim as u32,
             splits: spans.count as u32,
             stride: stride(&shape, Slot::Attended) as u32,
-            pad: [0; 3],
+            row: row as u32,
+            pad: [0; 2],
         };
         let places = [Place::Params, Place::Spans, Place::Slot(Slot::Attended)];
         let grid = kernel.grid(tokens, shape.heads * dim);
         self.dispatch(recording, Kernel::Combine(kernel), [None, None], &places, &params, grid)
     }
 
-    /// The likeliest token of the first row of logits.
-    pub(super) fn record_argmax(&mut self, recording: &mut Recording) -> Result<()> {
+    /// The likeliest token of a row of logits.
+    pub(super) fn record_argmax(&mut self, recording: &mut Recording, row: usize) -> Result<()> {
         let kernel = self.choose(argmax::Argmax::of_device(&self.caps))?.into();
-        let params = argmax::Params { vocab: self.model.recipe.shape.vocab as u32, pad: [0; 3] };
+        let vocab = self.model.recipe.shape.vocab as u32;
+        let params = argmax::Params { vocab, row: row as u32, pad: [0; 2] };
         let places = [Place::Params, Place::Slot(Slot::Logits), Place::Token];
         self.dispatch(recording, kernel, [None, None], &places, &params, [1, 1, 1])
     }

@@ -26,7 +26,9 @@ pub(super) enum Place {
     Angles,
     /// Attention's spans before they are joined.
     Spans,
-    /// The likeliest token.
+    /// What the adapters of a batch add to one linear.
+    Summed,
+    /// The likeliest token of each row of logits.
     Token,
     /// Parameters of every dispatch.
     Params,
@@ -106,14 +108,13 @@ impl Scratch {
         Ok(group)
     }
 
-    /// Makes room for `rows` rows of logits.
-    pub(super) fn grow_logits(&mut self, context: &Context, rows: usize, vocab: usize) -> Result<()> {
-        let place = Place::Slot(Slot::Logits);
-        let bytes = (rows * vocab * 4) as u64;
+    /// Makes room for `elements` float32 of logits or summed tails; what was there is lost.
+    pub(super) fn grow(&mut self, context: &Context, place: Place, elements: usize) -> Result<()> {
+        let bytes = (elements * 4) as u64;
         if self.buffers.get(&place).is_some_and(|b| b.size() >= bytes) {
             return Ok(());
         }
-        let buffer = context.storage("logits", bytes)?;
+        let buffer = context.storage(&format!("{place:?}"), bytes)?;
         self.groups.retain(|(_, places), _| !places.contains(&place));
         self.buffers.insert(place, buffer);
         Ok(())
@@ -129,16 +130,25 @@ impl Scratch {
         Ok(buffer)
     }
 
-    /// Lets go of what more than one row of logits needed.
+    /// Lets go of what batches, and more than one row of logits, needed.
     pub(super) fn trim(&mut self, context: &Context, vocab: usize) -> Result<()> {
+        if self.buffers.remove(&Place::Summed).is_some() {
+            self.groups.retain(|(_, places), _| !places.contains(&Place::Summed));
+        }
         let (place, bytes) = (Place::Slot(Slot::Logits), buffer_bytes(vocab as u64 * 4));
         if self.buffers.get(&place).is_some_and(|b| b.size() > bytes) {
             self.buffers.remove(&place);
             self.readback = None;
-            self.grow_logits(context, 1, vocab)?;
+            self.grow(context, place, vocab)?;
             self.readback(context, bytes)?;
         }
         Ok(())
+    }
+
+    /// Dispatches whose parameters have room.
+    pub(super) fn most_dispatches(&self) -> usize {
+        let bytes = self.buffers.get(&Place::Params).map_or(0, wgpu::Buffer::size);
+        (bytes / PARAMS_STRIDE) as usize
     }
 
     /// Bytes held.
@@ -174,7 +184,7 @@ fn places(
     places.push((Place::Tokens, tokens(4)));
     places.push((Place::Angles, tokens(shape.head_dim / 2 * 8)));
     places.push((Place::Spans, (4 * Spans::busy(family) * (shape.head_dim + 2) * 4) as u64));
-    places.push((Place::Token, 4));
+    places.push((Place::Token, tokens(4)));
     places.push((Place::Params, most_dispatches(recipe, layouts) as u64 * PARAMS_STRIDE));
     places
 }
@@ -192,7 +202,7 @@ pub(super) fn scratch_bytes(
     sizes.fold(0, |sum, bytes| sum.saturating_add(buffer_bytes(bytes)))
 }
 
-/// The most dispatches of one submit.
+/// The most dispatches of one submit: a pass alone is one; a batch of different adapters may be several.
 fn most_dispatches(recipe: &Recipe, layouts: &[(MatrixKind, usize)]) -> usize {
     let of = |step: &Step| match step {
         Step::Embed { table } => layouts[table.0].1,

@@ -13,7 +13,8 @@ pub(crate) struct Argmax {
 #[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
 pub(crate) struct Params {
     pub(crate) vocab: u32,
-    pub(crate) pad: [u32; 3],
+    pub(crate) row: u32,
+    pub(crate) pad: [u32; 2],
 }
 
 /// Lanes on GPUs: one workgroup walks the whole vocabulary.

@@ -34,7 +34,9 @@ pub(crate) struct Params {
     pub(crate) out_split: u32,
     pub(crate) partly: u32,
     pub(crate) scale: f32,
-    pub(crate) pad: [u32; 3],
+    pub(crate) row: u32,
+    pub(crate) out_first: u32,
+    pub(crate) pad: u32,
 }
 
 /// Parameters of [`Combine`], in the shader's order.
@@ -46,7 +48,8 @@ pub(crate) struct CombineParams {
     pub(crate) dim: u32,
     pub(crate) splits: u32,
     pub(crate) stride: u32,
-    pub(crate) pad: [u32; 3],
+    pub(crate) row: u32,
+    pub(crate) pad: [u32; 2],
 }
 
 /// Group 2: parameters, query, angles, the cache's two buffers, the output.

@@ -7,6 +7,7 @@ pub(crate) mod argmax;
 pub(crate) mod attention;
 pub(crate) mod caps;
 pub(crate) mod embed;
+pub(crate) mod expand;
 mod parts;
 pub(crate) mod prepare;
 pub(crate) mod project;
@@ -61,6 +62,8 @@ pub(crate) enum Kernel {
     Project(project::Project),
     /// The low-rank tail's inner values.
     Shrink(shrink::Shrink),
+    /// The low-rank tail alone, for batches.
+    Expand(expand::Expand),
     /// Norm and rounding of a step's input.
     Prepare(prepare::Prepare),
     /// Embedding rows.
@@ -81,6 +84,7 @@ impl Kernel {
         match self {
             Self::Project(k) => k.name(),
             Self::Shrink(k) => k.name(),
+            Self::Expand(k) => k.name(),
             Self::Prepare(k) => k.name(),
             Self::Embed(k) => k.name(),
             Self::Rope(k) => k.name(),
@@ -95,6 +99,7 @@ impl Kernel {
         match self {
             Self::Project(k) => k.groups(),
             Self::Shrink(_) => shrink::GROUPS,
+            Self::Expand(_) => expand::GROUPS,
             Self::Prepare(k) => k.groups(),
             Self::Embed(_) => embed::GROUPS,
             Self::Rope(_) => rope::GROUPS,
@@ -109,6 +114,7 @@ impl Kernel {
         match self {
             Self::Project(k) => k.source(),
             Self::Shrink(k) => k.source(),
+            Self::Expand(k) => k.source(),
             Self::Prepare(k) => k.source(),
             Self::Embed(k) => k.source(),
             Self::Rope(k) => k.source(),
@@ -129,6 +135,9 @@ impl Kernel {
                 all.push(Self::Prepare(prepare::Prepare { width, int8: half }));
                 all.push(Self::Rope(rope::Rope { workgroup: width.workgroup, half }));
                 all.push(Self::Attention(attention::Attention { width, half }));
+            }
+            for tail in project::TailKind::ALL {
+                all.push(Self::Expand(expand::Expand { workgroup: width.workgroup, tail }));
             }
             all.push(Self::Combine(attention::Combine { workgroup: width.workgroup }));
             all.push(Self::Argmax(argmax::Argmax { workgroup: width.workgroup }));

@@ -22,6 +22,7 @@ parts! {
     DOWN_F32 = "down_f32";
     DOWN_HALF = "down_half";
     EMBED = "embed";
+    EXPAND = "expand";
     LANE_ONLY = "lane_only";
     MATMUL_LANES = "matmul_lanes";
     MATMUL_SPLIT = "matmul_split";
@@ -43,6 +44,7 @@ parts! {
     TAIL_F32 = "tail_f32";
     TAIL_HALF = "tail_half";
     TAIL_NONE = "tail_none";
+    TAIL_SUMMED = "tail_summed";
     WEIGHTS_BF16 = "weights_bf16";
     WEIGHTS_F16 = "weights_f16";
     WEIGHTS_F32 = "weights_f32";

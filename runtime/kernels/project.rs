@@ -43,6 +43,29 @@ pub(crate) enum TailKind {
     Half,
 }
 
+impl TailKind {
+    /// All.
+    pub(crate) const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Half];
+
+    /// The part that reads it.
+    pub(crate) const fn part(self) -> &'static str {
+        match self {
+            Self::F32 => parts::TAIL_F32,
+            Self::F16 => parts::TAIL_F16,
+            Self::Half => parts::TAIL_HALF,
+        }
+    }
+}
+
+/// What is added to a projection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Tail {
+    /// One adapter's branches, for all rows.
+    Fused(TailKind),
+    /// What [`Expand`](super::expand::Expand) has summed, to each row its own.
+    Summed,
+}
+
 /// A stored matrix as shaders see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct MatrixKind {
@@ -123,7 +146,7 @@ pub(crate) struct Project {
     pub(crate) matrix: MatrixKind,
     /// int8 activations.
     pub(crate) int8: bool,
-    pub(crate) tail: Option<TailKind>,
+    pub(crate) tail: Option<Tail>,
 }
 
 /// What happens to a result; the values of `mode` in the shader.
@@ -161,6 +184,9 @@ const SPLIT_MATVEC_TOKENS: usize = 4;
 /// Group 1: up, inner.
 pub(crate) const ADAPTER: &[Binding] = &[Binding::Read, Binding::Read];
 
+/// Group 1 where the sum is there already.
+pub(crate) const SUMMED: &[Binding] = &[Binding::Read];
+
 impl Shape {
     /// The kernel for `tokens` input rows.
     pub(crate) fn choose(family: Family, tokens: usize) -> Self {
@@ -195,7 +221,8 @@ impl Project {
 
     pub(crate) fn groups(&self) -> Groups {
         const ACTIVATIONS: &[Binding] = &[Binding::Params, Binding::Read, Binding::Write];
-        [Some(MATRIX), self.tail.map(|_| ADAPTER), Some(ACTIVATIONS)]
+        let tail = self.tail.map(|tail| if tail == Tail::Summed { SUMMED } else { ADAPTER });
+        [Some(MATRIX), tail, Some(ACTIVATIONS)]
     }
 
     pub(crate) fn name(&self) -> String {
@@ -217,12 +244,11 @@ impl Project {
         list.push(parts::PROJECT);
         list.push(match self.tail {
             None => parts::TAIL_NONE,
-            Some(TailKind::F32) => parts::TAIL_F32,
-            Some(TailKind::F16) => parts::TAIL_F16,
-            Some(TailKind::Half) => parts::TAIL_HALF,
+            Some(Tail::Fused(kind)) => kind.part(),
+            Some(Tail::Summed) => parts::TAIL_SUMMED,
         });
         list.push(main);
-        join(self.width.workgroup, self.tail == Some(TailKind::Half), &list)
+        join(self.width.workgroup, self.tail == Some(Tail::Fused(TailKind::Half)), &list)
     }
 
     /// Every combination that a device could need.
@@ -239,10 +265,11 @@ impl Project {
             (Shape::MatvecSplit, subgroup),
             (Shape::MatmulSplit, tree),
         ];
+        let fused = TailKind::ALL.map(|kind| Some(Tail::Fused(kind)));
         let mut all = Vec::new();
         for (shape, width) in shapes {
             for matrix in MatrixKind::all() {
-                for tail in [None, Some(TailKind::F32), Some(TailKind::F16), Some(TailKind::Half)] {
+                for tail in [None, Some(Tail::Summed)].into_iter().chain(fused) {
                     all.push(Self { shape, width, matrix, int8: false, tail });
                     if matrix.is_packed() {
                         all.push(Self { shape, width, matrix, int8: true, tail });

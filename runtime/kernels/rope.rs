@@ -21,7 +21,7 @@ pub(crate) struct Params {
     pub(crate) dim: u32,
     pub(crate) chunks: u32,
     pub(crate) stride: u32,
-    pub(crate) pad: u32,
+    pub(crate) row: u32,
 }
 
 /// Group 2: parameters, key, value, angles, and the cache's two buffers.

@@ -47,7 +47,6 @@ impl Shrink {
     }
 
     pub(crate) fn all(widths: &[Width]) -> Vec<Self> {
-        let tails = [TailKind::F32, TailKind::F16, TailKind::Half];
-        widths.iter().flat_map(|width| tails.map(|tail| Self { width: *width, tail })).collect()
+        widths.iter().flat_map(|width| TailKind::ALL.map(|tail| Self { width: *width, tail })).collect()
     }
 }

@@ -7,8 +7,9 @@ use super::argmax::{Argmax, GPU_WORKGROUP as ARGMAX_WORKGROUP};
 use super::attention::{Attention, Combine};
 use super::caps::{Caps, Family, GPU_WORKGROUP, Reduce, Width};
 use super::embed::Embed;
+use super::expand::Expand;
 use super::prepare::Prepare;
-use super::project::{MatrixKind, Project, Shape, TailKind};
+use super::project::{MatrixKind, Project, Shape, Tail, TailKind};
 use super::rope::Rope;
 use super::shrink::Shrink;
 
@@ -37,7 +38,7 @@ macro_rules! variants {
     )*};
 }
 
-variants!(Project, Shrink, Prepare, Embed, Rope, Attention, Combine, Argmax);
+variants!(Project, Shrink, Expand, Prepare, Embed, Rope, Attention, Combine, Argmax);
 
 /// The widths that a device can run, its own first.
 fn widths(caps: &Caps) -> Vec<Width> {
@@ -112,6 +113,7 @@ impl Kernel {
             Self::Prepare(k) => each(widths(caps), |width| Prepare { width, ..k }),
             Self::Attention(k) => each(widths(caps), |width| Attention { width, ..k }),
             Self::Embed(k) => each(workgroups(k.workgroup), |workgroup| Embed { workgroup, ..k }),
+            Self::Expand(k) => each(workgroups(k.workgroup), |workgroup| Expand { workgroup, ..k }),
             Self::Rope(k) => each(workgroups(k.workgroup), |workgroup| Rope { workgroup, ..k }),
             Self::Combine(k) => each(workgroups(k.workgroup), |workgroup| Combine { workgroup }),
             Self::Argmax(k) => each(workgroups(k.workgroup), |workgroup| Argmax { workgroup }),
@@ -124,6 +126,10 @@ impl Kernel {
         let usual = |kind: &&MatrixKind| every || kind.is_usual();
         let half = if caps.f16 { TailKind::Half } else { TailKind::F16 };
         let tails = if every { vec![half, TailKind::F16, TailKind::F32] } else { vec![half] };
+        let added: Vec<Option<Tail>> = [None, Some(Tail::Summed)]
+            .into_iter()
+            .chain(tails.iter().map(|kind| Some(Tail::Fused(*kind))))
+            .collect();
         let kinds = MatrixKind::all();
         let mut all = Vec::new();
         for matrix in kinds.iter().filter(usual).copied() {
@@ -131,13 +137,16 @@ impl Kernel {
             for tokens in [1, 64] {
                 let shape = Shape::choose(caps.family, tokens);
                 for int8 in [false, true].into_iter().filter(|int8| !int8 || matrix.is_packed()) {
-                    for tail in std::iter::once(None).chain(tails.iter().copied().map(Some)) {
-                        all.push(Project { shape, width, matrix, int8, tail }.tidy().into());
+                    for tail in &added {
+                        all.push(Project { shape, width, matrix, int8, tail: *tail }.tidy().into());
                     }
                 }
             }
         }
-        all.extend(tails.iter().map(|tail| Kernel::Shrink(Shrink { width, tail: *tail })));
+        for tail in tails {
+            all.push(Shrink { width, tail }.into());
+            all.push(Expand { workgroup: width.workgroup, tail }.into());
+        }
         for half in [false, true] {
             all.push(Prepare { width, int8: half }.into());
             all.push(Rope { workgroup: width.workgroup, half }.into());

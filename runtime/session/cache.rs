@@ -13,7 +13,7 @@ use super::resident::{AdapterList, CacheHandle, ResidentAdapter, is, list};
 use super::seat::Placed;
 use super::shared::Shared;
 use super::slot::Slot;
-use crate::device::{Answer, CacheId, Forward, Want};
+use crate::device::{Answer, CacheId, Forward, TailId, Want};
 use crate::error::{Error, Result};
 
 /// A cache on the device and its content.
@@ -38,6 +38,15 @@ pub(super) struct Cache {
 struct Pass {
     adapters: Arc<AdapterList>,
     end: usize,
+}
+
+/// Where a pass at a cache's end computes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ready {
+    pub(super) cache: CacheId,
+    pub(super) tail: Option<TailId>,
+    pub(super) position: usize,
+    pub(super) epoch: u64,
 }
 
 impl Cache {
@@ -145,7 +154,7 @@ impl Cache {
             None => None,
         };
         for chunk in prefix.tokens[..len].chunks(shared.prefill_chunk) {
-            self.append(chunk, list.clone());
+            self.note(chunk, list.clone());
         }
         // Where the cache has just gone, the journal says what to compute.
         self.held = if written.is_some() { len } else { 0 };
@@ -226,15 +235,31 @@ impl Cache {
         }
         let answer = pass(shared, cache, (tokens, self.tokens.len()), adapters, want)?;
         if answer.is_some() {
-            let last = self.passes.last().map(|pass| pass.adapters.clone());
-            let list = last.filter(|last| is(last, adapters)).unwrap_or_else(|| list(adapters));
-            self.append(tokens, list);
-            self.held = self.tokens.len();
+            self.append(tokens, adapters);
         }
         Ok(answer)
     }
 
-    fn append(&mut self, tokens: &[u32], adapters: Arc<AdapterList>) {
+    /// Where a pass under these adapters would compute, if nothing has to be placed or computed again before.
+    pub(super) fn ready(&self, adapters: Option<&ResidentAdapter>) -> Option<Ready> {
+        let handle = self.handle.as_ref().filter(|handle| handle.is_current())?;
+        let Placed { id: cache, epoch } = handle.placed();
+        let tail = match adapters {
+            Some(adapters) => Some(adapters.placed().filter(|tail| tail.epoch == epoch)?.id),
+            None => None,
+        };
+        (self.held == self.len()).then_some(Ready { cache, tail, position: self.len(), epoch })
+    }
+
+    /// Takes down what a pass at the cache's end has computed.
+    pub(super) fn append(&mut self, tokens: &[u32], adapters: Option<&ResidentAdapter>) {
+        let last = self.passes.last().map(|pass| pass.adapters.clone());
+        let list = last.filter(|last| is(last, adapters)).unwrap_or_else(|| list(adapters));
+        self.note(tokens, list);
+        self.held = self.tokens.len();
+    }
+
+    fn note(&mut self, tokens: &[u32], adapters: Arc<AdapterList>) {
         self.tokens.extend_from_slice(tokens);
         self.passes.push(Pass { adapters, end: self.tokens.len() });
     }
@@ -275,7 +300,8 @@ fn pass(
         return Ok(None);
     }
     let tail = tail.map(|tail| tail.id);
-    shared.forward(cache.epoch, &Forward { tokens, position, cache: cache.id, tail, want })
+    let pass = Forward { tokens, position, cache: cache.id, tail, want };
+    Ok(shared.forward(cache.epoch, &[pass])?.and_then(|answers| answers.into_iter().next()))
 }
 
 /// How many tokens two texts begin with alike.

@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::cache::Ready;
 use super::options::{FinishReason, GenerationOptions, ResponseChunk, Usage};
 use super::sampler::Sampler;
 use super::stop::StopTexts;
@@ -127,10 +128,13 @@ impl Generation {
             self.phase = Phase::Over;
         }
         let result = self.advance(session);
-        if result.is_err() {
-            self.roll_back(session);
-        }
-        result
+        self.or_roll_back(session, result)
+    }
+
+    /// Whether the next pass computes the last token of the output: passes of this kind can be one for several sessions,
+    /// see [`pass_together`](super::pass_together).
+    pub fn is_decoding(&self) -> bool {
+        matches!(self.phase, Phase::Compute(_))
     }
 
     /// Whether the last chunk was given, or the response has failed.
@@ -164,20 +168,55 @@ impl Generation {
                 let begun = Instant::now();
                 let want = self.want();
                 let Some(answer) = session.extend(&[token], want)? else { return Ok(self.recovering()) };
-                self.choose(answer)?;
-                self.clock.decode += begun.elapsed();
+                return self.go_on(session, answer, begun);
             }
             Phase::Chosen(_) => {}
             Phase::Over => return Err(Error::Cancelled),
         }
+        self.take_chosen(session)
+    }
+
+    /// What a pass over the last token of the output needs, if it can be computed now and at once.
+    pub(super) fn ready(&self, session: &Session) -> Option<(u32, Want, Ready)> {
+        let Phase::Compute(token) = self.phase else { return None };
+        // A request that has lost a device goes on alone: a batch may be what took it down.
+        let ready = session.cache.ready(session.adapters.as_ref())?;
+        (session.generation == self.serial && session.losses == 0).then(|| (token, self.want(), ready))
+    }
+
+    /// Goes on with what the pass over the last token gave.
+    pub(super) fn go_on(
+        &mut self,
+        session: &mut Session,
+        answer: Answer,
+        begun: Instant,
+    ) -> Result<Progress> {
+        self.choose(answer)?;
+        self.clock.decode += begun.elapsed();
+        self.take_chosen(session)
+    }
+
+    fn take_chosen(&mut self, session: &mut Session) -> Result<Progress> {
         match self.phase {
             Phase::Chosen(token) => self.take(session, token),
             _ => Ok(Progress::Computing),
         }
     }
 
+    /// After an error the session is as it was before the request.
+    pub(super) fn or_roll_back(
+        &mut self,
+        session: &mut Session,
+        result: Result<Progress>,
+    ) -> Result<Progress> {
+        if result.is_err() {
+            self.roll_back(session);
+        }
+        result
+    }
+
     /// The pass was not the response's own: no rate counts its time.
-    fn recovering(&mut self) -> Progress {
+    pub(super) fn recovering(&mut self) -> Progress {
         self.recovered = true;
         Progress::Computing
     }

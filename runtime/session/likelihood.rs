@@ -10,6 +10,68 @@ pub fn log_likelihood(logits: &[f32], token: u32) -> f64 {
     f64::from(logits[token as usize] - largest) - sum.ln()
 }
 
+/// Likelihoods that are being computed, one pass of the device at a time; the transcript stays as it is.
+#[derive(Debug)]
+pub struct Scoring {
+    /// The prompt, which is put aside in the end where it begins with instructions.
+    opened: Vec<u32>,
+    /// What is scored, and the first token of each that counts.
+    texts: Vec<(Vec<u32>, usize)>,
+    /// Of those that are done.
+    scores: Vec<f64>,
+    /// Of the one that is not: the sum so far and the position whose logits come next.
+    sum: f64,
+    next: usize,
+}
+
+impl Scoring {
+    fn new(opened: Vec<u32>, texts: Vec<(Vec<u32>, usize)>) -> Self {
+        Self { opened, texts, scores: Vec::new(), sum: 0.0, next: 0 }
+    }
+
+    /// Advances by at most one pass; the likelihoods in nats, in the order given, once all are computed. `session` is the
+    /// one that began this.
+    pub fn pass(&mut self, session: &mut Session) -> Result<Option<Vec<f64>>> {
+        self.pass_with(session, &mut |_| {})
+    }
+
+    /// [`Scoring::pass`]; the logits after the prompt are shown as they are computed.
+    pub(crate) fn pass_with(
+        &mut self,
+        session: &mut Session,
+        after_prompt: &mut impl FnMut(&[f32]),
+    ) -> Result<Option<Vec<f64>>> {
+        if let Some((tokens, first)) = self.texts.get(self.scores.len()) {
+            let first = (*first).max(1);
+            if tokens.len() > first {
+                if self.next == 0 {
+                    session.check_prompt(tokens)?;
+                    session.losses = 0;
+                }
+                let (from, sum, is_first) = (self.next.max(first - 1), &mut self.sum, self.scores.is_empty());
+                self.next = session.visit_some(tokens, from, |t, logits| {
+                    if is_first && t == first - 1 {
+                        after_prompt(logits);
+                    }
+                    if let Some(next) = tokens.get(t + 1) {
+                        *sum += log_likelihood(logits, *next);
+                    }
+                })?;
+                if self.next < tokens.len() {
+                    return Ok(None);
+                }
+            }
+            self.scores.push(std::mem::take(&mut self.sum));
+            self.next = 0;
+        }
+        if self.scores.len() < self.texts.len() {
+            return Ok(None);
+        }
+        session.put_instructions_aside(&self.opened);
+        Ok(Some(std::mem::take(&mut self.scores)))
+    }
+}
+
 impl Session {
     /// `Σ log p(token | all before)` over `tokens[first..]`, in nats; the first token of all has no probability.
     pub fn log_likelihood(&mut self, tokens: &[u32], first: usize) -> Result<f64> {
@@ -35,7 +97,7 @@ impl Session {
         self.likelihoods_with(prompt, choices, |_| {}, || Ok(()))
     }
 
-    /// [`Session::likelihoods`] that shows the logits after the prompt, once, and asks before each choice whether to go on.
+    /// [`Session::likelihoods`] that shows the logits after the prompt, once, and asks before each pass whether to go on.
     pub(crate) fn likelihoods_with(
         &mut self,
         prompt: &str,
@@ -43,37 +105,36 @@ impl Session {
         mut after_prompt: impl FnMut(&[f32]),
         go_on: impl Fn() -> Result<()>,
     ) -> Result<Vec<f64>> {
+        let mut scoring = self.begin_likelihoods(prompt, choices)?;
+        loop {
+            go_on()?;
+            if let Some(scores) = scoring.pass_with(self, &mut after_prompt)? {
+                return Ok(scores);
+            }
+        }
+    }
+
+    /// [`Session::likelihoods`] for a caller that advances it itself and holds the session only meanwhile.
+    pub fn begin_likelihoods(&mut self, prompt: &str, choices: &[String]) -> Result<Scoring> {
         if choices.is_empty() {
             return Err(Error::option("choices", "[]", "give at least one"));
         }
         let opened = self.prompt_tokens(prompt, true)?;
         let joined = self.chat_template().is_none();
         self.recall_instructions(&opened)?;
-        let mut scores = Vec::with_capacity(choices.len());
-        for (i, choice) in choices.iter().enumerate() {
-            go_on()?;
-            let tokens = if joined {
-                // A token may span the border.
-                self.prompt_tokens(&format!("{prompt}{choice}"), true)?
-            } else {
-                [opened.as_slice(), &self.shared.tokenizer()?.encode_plain(choice)?].concat()
-            };
-            let first = opened.len().max(1);
-            let mut sum = 0.0;
-            if tokens.len() > first {
-                self.visit_logits(&tokens, first - 1, |t, logits| {
-                    if i == 0 && t == first - 1 {
-                        after_prompt(logits);
-                    }
-                    if let Some(next) = tokens.get(t + 1) {
-                        sum += log_likelihood(logits, *next);
-                    }
-                })?;
-            }
-            scores.push(sum);
-        }
-        self.put_instructions_aside(&opened);
-        Ok(scores)
+        let texts = choices
+            .iter()
+            .map(|choice| {
+                let tokens = if joined {
+                    // A token may span the border.
+                    self.prompt_tokens(&format!("{prompt}{choice}"), true)?
+                } else {
+                    [opened.as_slice(), &self.shared.tokenizer()?.encode_plain(choice)?].concat()
+                };
+                Ok((tokens, opened.len()))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Scoring::new(opened, texts))
     }
 
     /// Logits after a prompt; the transcript stays as it is.

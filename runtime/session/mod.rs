@@ -4,6 +4,7 @@
 //! or failed one leaves them as they were, and the cache as long as it was (or as long as what it had in common with the
 //! cancelled prompt, if that one changed an earlier part of the conversation).
 
+mod batch;
 mod cache;
 pub(crate) mod events;
 mod generation;
@@ -11,6 +12,7 @@ mod likelihood;
 pub mod options;
 pub(crate) mod prefix_files;
 pub(crate) mod prefixes;
+mod prewarm;
 pub mod random;
 mod recover;
 pub(crate) mod residency;
@@ -24,10 +26,12 @@ mod stream;
 mod switching;
 mod task;
 
+pub use batch::pass_together;
 pub use events::EngineEvent;
 pub use generation::{Generation, Progress};
-pub use likelihood::log_likelihood;
+pub use likelihood::{Scoring, log_likelihood};
 pub use options::{FinishReason, GenerationOptions, Response, ResponseChunk, Usage};
+pub use prewarm::Prewarming;
 pub use residency::{ResidencyReport, ResidentList};
 pub use resident::{BoundAdapter, ResidentAdapter};
 pub use seat::{MakeDevice, Recovery};
@@ -133,23 +137,13 @@ impl Session {
         tokens: &[u32],
         options: &GenerationOptions,
     ) -> Result<ResponseStream<'_>> {
-        let generation = Generation::start(self, tokens.to_vec(), None, options, Instant::now())?;
+        let generation = self.begin_tokens(tokens, options)?;
         Ok(ResponseStream::new(self, generation))
     }
 
-    /// Computes the beginning of the next prompt ahead of time, so that the response starts sooner. The transcript stays
-    /// as it is; what was computed shows in [`Usage::cached_tokens`].
-    pub fn prewarm(&mut self, prompt_prefix: &str) -> Result<()> {
-        let tokens = self.prompt_tokens(prompt_prefix, false)?;
-        self.check_prompt(&tokens)?;
-        self.losses = 0;
-        self.recall_instructions(&tokens)?;
-        self.cache.begin(&self.residency, &tokens, self.adapters.as_ref(), tokens.len())?;
-        while self.cache.len() < tokens.len() {
-            self.step(&tokens, Want::Nothing)?;
-        }
-        self.put_instructions_aside(&tokens);
-        Ok(())
+    /// [`Session::respond_to_tokens`] for a caller that advances the response itself.
+    pub fn begin_tokens(&mut self, tokens: &[u32], options: &GenerationOptions) -> Result<Generation> {
+        Generation::start(self, tokens.to_vec(), None, options, Instant::now())
     }
 
     /// Logits of a text given as tokens: `visit` gets each position from `from` on with its (vocabulary) logits. Uses and
@@ -161,20 +155,31 @@ impl Session {
         mut visit: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
         self.check_prompt(tokens)?;
-        let from = from.min(tokens.len() - 1);
+        let mut next = from.min(tokens.len() - 1);
         self.losses = 0;
-        self.cache.begin(&self.residency, tokens, self.adapters.as_ref(), from)?;
-        while self.cache.len() < from {
-            self.step(&tokens[..from], Want::Nothing)?;
-        }
-        while self.cache.len() < tokens.len() {
-            let first = self.cache.len();
-            let Some(Answer::Logits(logits)) = self.step(tokens, Want::AllLogits)? else { continue };
-            for (row, logits) in logits.chunks_exact(self.shared.vocab()).enumerate() {
-                visit(first + row, logits);
-            }
+        while next < tokens.len() {
+            next = self.visit_some(tokens, next, &mut visit)?;
         }
         Ok(())
+    }
+
+    /// One pass of [`Session::visit_logits`], from position `next` on; where the next one goes on.
+    fn visit_some(
+        &mut self,
+        tokens: &[u32],
+        next: usize,
+        mut visit: impl FnMut(usize, &[f32]),
+    ) -> Result<usize> {
+        let held = self.cache.begin(&self.residency, tokens, self.adapters.as_ref(), next)?;
+        if held < next {
+            self.step(&tokens[..next], Want::Nothing)?;
+            return Ok(next);
+        }
+        let Some(Answer::Logits(logits)) = self.step(tokens, Want::AllLogits)? else { return Ok(next) };
+        let rows = logits.chunks_exact(self.shared.vocab());
+        let end = next + rows.len();
+        rows.zip(next..).for_each(|(logits, position)| visit(position, logits));
+        Ok(end)
     }
 
     /// Forgets the conversation; the cache is kept for prompts that begin like it.

@@ -65,7 +65,7 @@ impl Session {
         self.or_recover(result)
     }
 
-    fn or_recover(&mut self, result: Result<Option<Answer>>) -> Result<Option<Answer>> {
+    pub(super) fn or_recover(&mut self, result: Result<Option<Answer>>) -> Result<Option<Answer>> {
         match result {
             Err(error) => self.residency.recover(error, &mut self.losses).map(|()| None),
             done => done,

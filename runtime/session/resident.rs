@@ -122,6 +122,11 @@ impl ResidentAdapter {
         self.0.bytes()
     }
 
+    /// Where the branches lie, unless another thread is loading them just now; their device may be lost.
+    pub(super) fn placed(&self) -> Option<Placed<TailId>> {
+        self.0.tail.try_lock().ok().map(|tail| *tail)
+    }
+
     /// Where the branches lie; loaded again if their device was lost.
     pub(crate) fn tail(&self) -> Result<Placed<TailId>> {
         let mut tail = self.0.tail.lock().unwrap_or_else(PoisonError::into_inner);

@@ -111,12 +111,13 @@ impl Shared {
         })
     }
 
-    /// One pass of the device with ids of this epoch; `None` if it is over.
-    pub(crate) fn forward(&self, epoch: u64, pass: &Forward<'_>) -> Result<Option<Answer>> {
+    /// Passes of sessions with ids of this epoch, as one of the device; `None` if it is over.
+    pub(crate) fn forward(&self, epoch: u64, passes: &[Forward<'_>]) -> Result<Option<Vec<Answer>>> {
         self.call(epoch, |device| {
+            let tokens: usize = passes.iter().map(|pass| pass.tokens.len()).sum();
             self.counters.passes.fetch_add(1, Ordering::Relaxed);
-            self.counters.tokens.fetch_add(pass.tokens.len() as u64, Ordering::Relaxed);
-            device.forward(pass)
+            self.counters.tokens.fetch_add(tokens as u64, Ordering::Relaxed);
+            device.forward_batch(passes)
         })
     }
 

@@ -150,7 +150,13 @@ impl Device for TestDevice {
         Ok(())
     }
 
-    fn forward(&mut self, pass: &Forward<'_>) -> Result<Answer> {
+    fn forward_batch(&mut self, passes: &[Forward<'_>]) -> Result<Vec<Answer>> {
+        passes.iter().map(|pass| self.one(pass)).collect()
+    }
+}
+
+impl TestDevice {
+    fn one(&mut self, pass: &Forward<'_>) -> Result<Answer> {
         let mut state = self.state.lock().unwrap();
         state.passes += 1;
         let number = state.passes;

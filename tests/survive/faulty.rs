@@ -125,8 +125,9 @@ impl<D: Device> Device for Faulty<D> {
         self.call(0, |device| device.write_cache(cache, bytes))
     }
 
-    fn forward(&mut self, pass: &Forward<'_>) -> Result<Answer> {
-        self.call(pass.tokens.len(), |device| device.forward(pass))
+    fn forward_batch(&mut self, passes: &[Forward<'_>]) -> Result<Vec<Answer>> {
+        let tokens = passes.iter().map(|pass| pass.tokens.len()).sum();
+        self.call(tokens, |device| device.forward_batch(passes))
     }
 }
 

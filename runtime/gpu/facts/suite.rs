@@ -7,8 +7,9 @@ use half::{bf16, f16};
 use super::twin;
 use crate::error::Result;
 use crate::kernels::attention::{Attention, Combine, CombineParams};
+use crate::kernels::expand::{self, Expand};
 use crate::kernels::prepare::{Order, Prepare};
-use crate::kernels::project::{MatrixKind, Mode, Project, ScaleKind, TailKind, WeightKind};
+use crate::kernels::project::{MatrixKind, Mode, Project, ScaleKind, Tail, TailKind, WeightKind};
 use crate::kernels::{BLOCK, CHUNK, Kernel, argmax, attention, embed, prepare, project, rope, shrink};
 use crate::quant::{Bits, Group, Scheme, activations::Int8Row};
 use crate::weights::{DType, Matrix, Tensor};
@@ -219,6 +220,7 @@ pub(super) fn cases(kernel: Kernel) -> Result<Vec<Case>> {
             Ok(vec![tiles, projection(k, (12, 67, 1, 1), Mode::Add, false, noise)?])
         }
         Kernel::Shrink(k) => Ok(vec![shrinking(k, noise)]),
+        Kernel::Expand(k) => Ok(vec![expanding(k, 2, noise), expanding(k, 0, noise)]),
         Kernel::Prepare(k) => Ok(Order::ALL.into_iter().map(|order| prepared(k, order, noise)).collect()),
         Kernel::Embed(k) => Ok(vec![embedding(k, noise)?]),
         Kernel::Rope(k) => Ok(vec![rotation(k, noise)]),
@@ -246,7 +248,7 @@ fn projection(
     let bias = noise.values(rows, 1.0);
     let stride = rows + 5;
     let y = noise.values((tokens + 1) * stride, 1.0);
-    let params = project::Params {
+    let mut params = project::Params {
         rows: rows as u32,
         blocks: blocks as u32,
         groups: blocks.div_ceil(group) as u32,
@@ -258,20 +260,74 @@ fn projection(
         y_column: 3,
         mode: mode as u32,
         has_bias: u32::from(biased),
-        tail_chunks: 2,
-        inner_stride: 4,
-        inner_offset: 1,
-        pad: [0; 2],
+        ..Default::default()
     };
-    let (up, inner) = (noise.values(rows * 2 * CHUNK, 0.25), noise.values(tokens * 4 * CHUNK, 1.0));
-    let tail = k.tail.map_or_else(Vec::new, |kind| vec![tail_bytes(kind, &up), f32_bytes(&inner)]);
-    let tail_values = k.tail.map(|_| (up.as_slice(), inner.as_slice()));
-    let values = twin::project(&params, &matrix.values, &x, &bias, tail_values, &y);
+    let (tail, added) = match k.tail {
+        None => (Vec::new(), vec![0.0; rows * tokens]),
+        Some(Tail::Fused(kind)) => {
+            let tail = LowRank::new(kind, (rows, tokens, 2), noise);
+            (params.tail_chunks, params.inner_stride, params.inner_offset) = (2, tail.stride, tail.offset);
+            (tail.bytes, tail.values)
+        }
+        Some(Tail::Summed) => {
+            // This part's rows begin at the second of all.
+            let summed = noise.values(tokens * (rows + 3), 1.0);
+            (params.tail_chunks, params.inner_stride, params.inner_offset) = (1, rows as u32 + 3, 1);
+            let own = summed.chunks(rows + 3).flat_map(|row| wide(&row[1..=rows])).collect();
+            (vec![f32_bytes(&summed)], own)
+        }
+    };
+    let values = twin::project(&params, &matrix.values, &x, &bias, &added, &y);
     let [weights, scales, zeros] = matrix.bytes;
     let groups =
         [vec![weights, scales, zeros, f32_bytes(&bias)], tail, vec![Vec::new(), x_bytes, f32_bytes(&y)]];
     let expected = Expected { at: (2, 2), form: Form::F32, values, tolerance: FLOAT };
     Ok(case(groups, &params, k.grid(rows, tokens), vec![expected]))
+}
+
+/// The up half of a tail and the inner values before it, as group 1 holds them; what they add, (T, R).
+struct LowRank {
+    bytes: Vec<Vec<u8>>,
+    values: Vec<f64>,
+    /// Chunks of a token's inner values, and the first of this linear.
+    stride: u32,
+    offset: u32,
+}
+
+impl LowRank {
+    fn new(kind: TailKind, (rows, tokens, chunks): (usize, usize, usize), noise: &mut Noise) -> Self {
+        let (stride, offset) = (4, 1);
+        // A buffer has at least four words.
+        let up = noise.values((rows * chunks * CHUNK).max(8), 0.25);
+        let inner = noise.values(tokens * stride * CHUNK, 1.0);
+        let values = twin::expand(&up, &inner, (rows, tokens, chunks), (stride, offset));
+        let bytes = vec![tail_bytes(kind, &up), f32_bytes(&inner)];
+        Self { bytes, values, stride: stride as u32, offset: offset as u32 }
+    }
+}
+
+fn expanding(k: Expand, chunks: usize, noise: &mut Noise) -> Case {
+    let (rows, tokens) = (37, 3);
+    let stride = rows + 5;
+    let tail = LowRank::new(k.tail, (rows, tokens, chunks), noise);
+    let params = expand::Params {
+        rows: rows as u32,
+        tokens: tokens as u32,
+        tail_chunks: chunks as u32,
+        inner_stride: tail.stride,
+        inner_offset: tail.offset,
+        y_row: 1,
+        y_stride: stride as u32,
+        y_column: 3,
+    };
+    let before = noise.values((tokens + 2) * stride, 1.0);
+    let mut values = wide(&before);
+    for (to, from) in values.chunks_mut(stride).skip(1).zip(tail.values.chunks(rows)) {
+        to[3..3 + rows].copy_from_slice(from);
+    }
+    let expected = Expected { at: (2, 1), form: Form::F32, values, tolerance: FLOAT };
+    let groups = [Vec::new(), tail.bytes, vec![Vec::new(), f32_bytes(&before)]];
+    case(groups, &params, k.grid(rows, tokens), vec![expected])
 }
 
 fn shrinking(k: shrink::Shrink, noise: &mut Noise) -> Case {
@@ -369,19 +425,20 @@ fn rotation(k: rope::Rope, noise: &mut Noise) -> Case {
         dim: dim as u32,
         chunks: chunks as u32,
         stride: stride as u32,
-        pad: 0,
+        row: 1,
     };
-    let (key, value) = (noise.values(tokens * stride, 1.0), noise.values(tokens * stride, 1.0));
-    let angles = angles(tokens, dim, noise);
+    let rows = tokens + 1;
+    let (key, value) = (noise.values(rows * stride, 1.0), noise.values(rows * stride, 1.0));
+    let angles = angles(rows, dim, noise);
     let before = noise.values(heads * capacity * chunks * 4, 1.0);
     let (form, tolerance) = if k.half { (Form::F16, HALF) } else { (Form::F32, FLOAT) };
     let result = |binding, input: &[f32], angles| Expected {
         at: (2, binding),
         form,
-        values: twin::append(&params, input, angles, &before),
+        values: twin::append(&params, &input[stride..], angles, &before),
         tolerance,
     };
-    let expected = vec![result(4, &key, Some(angles.as_slice())), result(5, &value, None)];
+    let expected = vec![result(4, &key, Some(&angles[dim..])), result(5, &value, None)];
     let cache = cache_bytes(k.half, &before);
     let work = vec![Vec::new(), f32_bytes(&key), f32_bytes(&value), f32_bytes(&angles), cache.clone(), cache];
     case([Vec::new(), Vec::new(), work], &params, k.grid(tokens, heads, chunks), expected)
@@ -416,23 +473,27 @@ fn attention_params(
         out_split: out_split as u32,
         partly: u32::from(partly),
         scale: (1.0 / (dim as f64).sqrt()) as f32,
-        pad: [0; 3],
+        ..Default::default()
     }
 }
 
 fn attending(k: Attention, dim: usize, splits: usize, noise: &mut Noise) -> Case {
     let (tokens, group, kv_heads, capacity) = (3, 3, 2, 75);
-    let params = attention_params(tokens, capacity, group, kv_heads, dim, splits);
-    let query = noise.values(tokens * params.stride as usize, 1.0);
-    let angles = angles(tokens, dim, noise);
+    // The first row is another pass's; spans are one pass's alone.
+    let (rows, mut params) = (tokens + 1, attention_params(tokens, capacity, group, kv_heads, dim, splits));
+    params.row = 1;
+    params.out_first = if splits > 1 { 0 } else { params.out_token };
+    let query = noise.values(rows * params.stride as usize, 1.0);
+    let angles = angles(rows, dim, noise);
     let elements = kv_heads * capacity * params.chunks as usize * 4;
     let mut keys = noise.values(elements, 1.0);
     let mut values = noise.values(elements, 1.0);
     for cache in [&mut keys, &mut values] {
         cache.chunks_mut(params.chunks as usize * 4).for_each(|line| line[dim..].fill(0.0));
     }
-    let before = noise.values(tokens * params.out_token as usize, 1.0);
-    let after = twin::attend(&params, &query, &angles, &keys, &values, kv_heads, &before);
+    let before = noise.values(rows * params.out_token as usize, 1.0);
+    let (own_query, own_angles) = (&query[params.stride as usize..], &angles[dim..]);
+    let after = twin::attend(&params, own_query, own_angles, &keys, &values, kv_heads, &before);
     let work = vec![
         Vec::new(),
         f32_bytes(&query),
@@ -454,11 +515,12 @@ fn combining(k: Combine, noise: &mut Noise) -> Case {
         dim: dim as u32,
         splits: splits as u32,
         stride: stride as u32,
-        pad: [0; 3],
+        row: 1,
+        pad: [0; 2],
     };
     let mut spans = noise.values(tokens * heads * splits * (dim + 2), 2.0);
     spans.chunks_mut(dim + 2).for_each(|span| span[dim + 1] = 1.0 + span[dim + 1].abs());
-    let before = noise.values(tokens * stride, 1.0);
+    let before = noise.values((tokens + 1) * stride, 1.0);
     let values = twin::combine(&params, &spans, &before);
     let work = vec![Vec::new(), f32_bytes(&spans), f32_bytes(&before)];
     let expected = Expected { at: (2, 2), form: Form::F32, values, tolerance: FLOAT };
@@ -466,16 +528,17 @@ fn combining(k: Combine, noise: &mut Noise) -> Case {
 }
 
 fn likeliest(_: argmax::Argmax, noise: &mut Noise) -> Case {
-    let mut logits = noise.values(1003, 1.0);
+    let vocab = 1003;
+    let mut logits = noise.values(2 * vocab, 1.0);
     // Equals, in different lanes and in the same one: the lowest id wins.
     for at in [333, 334, 397, 589, 1002] {
-        logits[at] = 2.0;
+        logits[vocab + at] = 2.0;
     }
-    let params = argmax::Params { vocab: logits.len() as u32, pad: [0; 3] };
+    let params = argmax::Params { vocab: vocab as u32, row: 1, pad: [0; 2] };
     // A buffer has at least four words.
     let work = vec![Vec::new(), f32_bytes(&logits), vec![0; 16]];
     let expected =
-        Expected { at: (2, 2), form: Form::U32, values: vec![333.0, 0.0, 0.0, 0.0], tolerance: 0.0 };
+        Expected { at: (2, 2), form: Form::U32, values: vec![0.0, 333.0, 0.0, 0.0], tolerance: 0.0 };
     case([Vec::new(), Vec::new(), work], &params, [1, 1, 1], vec![expected])
 }
 

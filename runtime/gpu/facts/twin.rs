@@ -8,27 +8,22 @@ fn f(value: f32) -> f64 {
     f64::from(value)
 }
 
-/// y after a projection; `tail` is (R, r) up rows and (T, ranks of the step) inner values.
+/// y after a projection; `added` is what the tail adds, (T, R).
 pub(super) fn project(
     p: &Project,
     weights: &[f32],
     x: &[f64],
     bias: &[f32],
-    tail: Option<(&[f32], &[f32])>,
+    added: &[f64],
     before: &[f32],
 ) -> Vec<f64> {
     let mut y: Vec<f64> = before.iter().copied().map(f).collect();
     let (rows, width) = (p.rows as usize, p.blocks as usize * BLOCK);
-    let rank = p.tail_chunks as usize * CHUNK;
     for token in 0..p.tokens as usize {
         let x = &x[(p.x_row as usize + token) * width..][..width];
         for (row, weights) in weights.chunks(width).enumerate().take(rows) {
             let mut value: f64 = weights.iter().zip(x).map(|(w, x)| f(*w) * x).sum();
-            if let Some((up, inner)) = tail {
-                let first = (token * p.inner_stride as usize + p.inner_offset as usize) * CHUNK;
-                let up = &up[row * rank..][..rank];
-                value += up.iter().zip(&inner[first..]).map(|(u, i)| f(*u) * f(*i)).sum::<f64>();
-            }
+            value += added[token * rows + row];
             if p.has_bias != 0 {
                 value += f(bias[row]);
             }
@@ -42,6 +37,21 @@ pub(super) fn project(
         }
     }
     y
+}
+
+/// (T, R): up rows (R, r) times inner values (T, r of the step), of which this linear's begin at a chunk.
+pub(super) fn expand(
+    up: &[f32],
+    inner: &[f32],
+    (rows, tokens, chunks): (usize, usize, usize),
+    (stride, offset): (usize, usize),
+) -> Vec<f64> {
+    let rank = chunks * CHUNK;
+    let one = |token: usize, row: usize| {
+        let (up, inner) = (&up[row * rank..][..rank], &inner[(token * stride + offset) * CHUNK..]);
+        up.iter().zip(inner).map(|(u, i)| f(*u) * f(*i)).sum()
+    };
+    (0..tokens).flat_map(|token| (0..rows).map(move |row| one(token, row))).collect()
 }
 
 /// (T, r) inner values; `factors` are (r, 2): a scaling, and whether a GELU stands.

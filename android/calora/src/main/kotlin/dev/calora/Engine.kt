@@ -72,6 +72,7 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
      * @param adapter the task; null for the base model as it is
      * @param instructions what the model is told first; null for what the adapter brings
      * @param contextSize tokens that the session holds; null for the engine's number
+     * @param priority how much its work matters beside that of other sessions
      * @throws EngineException.InvalidOption if the context size cannot work
      * @throws EngineException.OutOfMemory if there is no room for cache or adapter
      * @throws EngineException.Closed after [close] or [TaskAdapter.close]
@@ -80,7 +81,8 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
         adapter: TaskAdapter? = null,
         instructions: String? = null,
         contextSize: Int? = null,
-    ): Session = session(listOfNotNull(adapter?.let(::ScaledAdapter)), instructions, contextSize)
+        priority: SessionPriority = SessionPriority.FOREGROUND,
+    ): Session = session(listOfNotNull(adapter?.let(::ScaledAdapter)), instructions, contextSize, priority)
 
     /**
      * Begins a conversation with several adapters at once, or with scaled ones; their effects add up.
@@ -88,6 +90,7 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
      * @param adapters the adapters
      * @param instructions what the model is told first; null for what the first adapter brings
      * @param contextSize tokens that the session holds; null for the engine's number
+     * @param priority how much its work matters beside that of other sessions
      * @throws EngineException.InvalidOption if the context size or a scale cannot work
      * @throws EngineException.OutOfMemory if there is no room for cache or adapters
      * @throws EngineException.Closed after [close] or [TaskAdapter.close]
@@ -96,8 +99,10 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
         adapters: List<ScaledAdapter>,
         instructions: String? = null,
         contextSize: Int? = null,
+        priority: SessionPriority = SessionPriority.FOREGROUND,
     ): Session {
-        val config = dev.calora.ffi.SessionConfig(adapters.toFfi(), instructions, contextSize?.unsigned("contextSize"))
+        val size = contextSize?.unsigned("contextSize")
+        val config = dev.calora.ffi.SessionConfig(adapters.toFfi(), instructions, size, priority.toFfi())
         return Session(awaitNative({ it.destroy() }) { ffi.session(config) }, adapters.toList())
     }
 
