@@ -23,19 +23,27 @@ pub(super) struct Familiar {
     examples: Vec<Vec<f32>>,
     /// The least familiarity.
     pub(super) floor: f64,
+    /// Tokens of the shortest prompt of an example; 0 where the caller gave a floor.
+    shortest: usize,
 }
 
 impl Familiar {
-    /// Of at least two examples; the floor is measured on them unless it is given.
-    pub(super) fn new(sketches: Vec<Vec<f32>>, floor: Option<f64>) -> Self {
-        let mut mean = vec![0.0; sketches[0].len()];
-        for sketch in &sketches {
-            mean.iter_mut().zip(sketch).for_each(|(sum, v)| *sum += v / sketches.len() as f32);
+    /// Of at least two examples, each with its prompt's tokens; the floor is measured on them unless it is given.
+    pub(super) fn new(seen: Vec<(usize, Vec<f32>)>, floor: Option<f64>) -> Self {
+        let mut mean = vec![0.0; seen[0].1.len()];
+        for (_, sketch) in &seen {
+            mean.iter_mut().zip(sketch).for_each(|(sum, v)| *sum += v / seen.len() as f32);
         }
-        let examples: Vec<Vec<f32>> = sketches.iter().map(|sketch| direction(sketch, &mean)).collect();
-        let mut familiar = Self { mean, examples, floor: 0.0 };
+        let shortest = seen.iter().map(|(len, _)| *len).min().filter(|_| floor.is_none()).unwrap_or(0);
+        let examples: Vec<Vec<f32>> = seen.iter().map(|(_, sketch)| direction(sketch, &mean)).collect();
+        let mut familiar = Self { mean, examples, floor: 0.0, shortest };
         familiar.floor = floor.unwrap_or_else(|| familiar.measured());
         familiar
+    }
+
+    /// Whether a request is like the examples, by its prompt's tokens and what [`Self::nearest`] says.
+    pub(super) fn takes(&self, len: usize, near: f64) -> bool {
+        len >= self.shortest && near >= self.floor
     }
 
     /// How near the examples come to each other, the least near left out.
@@ -77,7 +85,8 @@ mod tests {
     #[test]
     fn what_lies_elsewhere_is_unfamiliar() {
         let near = |x: f32, i: usize| vec![x, 1.0, 0.1 * (i % 3) as f32, 2.0];
-        let examples: Vec<_> = (0..20).map(|i| near(if i % 2 == 0 { 5.0 } else { -5.0 }, i)).collect();
+        let examples: Vec<_> =
+            (0..20).map(|i| (3 + i, near(if i % 2 == 0 { 5.0 } else { -5.0 }, i))).collect();
         let familiar = Familiar::new(examples, None);
         assert!(familiar.floor > 0.9, "{}", familiar.floor);
         for x in [5.0, -5.0] {
@@ -86,7 +95,9 @@ mod tests {
             assert!(familiar.nearest(&louder) >= familiar.floor, "a constant says nothing");
         }
         assert!(familiar.nearest(&[0.0, 9.0, -9.0, 2.0]) < familiar.floor);
-        assert_eq!(Familiar::new(vec![near(1.0, 1), near(2.0, 2)], Some(0.25)).floor, 0.25);
+        assert!(familiar.takes(3, familiar.floor) && !familiar.takes(2, 1.0) && !familiar.takes(9, 0.0));
+        let given = Familiar::new(vec![(3, near(1.0, 1)), (4, near(2.0, 2))], Some(0.25));
+        assert!(given.takes(1, 0.25) && !given.takes(1, 0.2));
     }
 
     #[test]

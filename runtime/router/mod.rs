@@ -35,7 +35,7 @@ pub struct RouterOptions {
     /// The least probability of the likeliest route, from 0 to 1.
     pub confidence: f64,
     /// The least familiarity, from -1 to 1. By default the examples tell: all but a twentieth of them are as near to
-    /// another one. Without examples nothing is asked of it.
+    /// another one, and a request of fewer tokens than the shortest has too little in it. Without examples nothing is asked.
     pub familiarity: Option<f64>,
 }
 
@@ -74,7 +74,7 @@ pub enum Doubt {
     Empty,
     /// No route is likely enough.
     Unsure,
-    /// The request is like none of the examples.
+    /// The request is like none of the examples, or says less than any of them.
     Unfamiliar,
 }
 
@@ -138,7 +138,8 @@ impl Router {
         let mut seen = Vec::new();
         for example in routes::examples(&router.routes) {
             check(cancel)?;
-            seen.push(familiar::sketch(&session.logits_after(&router.prompt(example))?));
+            let prompt = router.prompt(example);
+            seen.push((session.prompt_len(&prompt)?, familiar::sketch(&session.logits_after(&prompt)?)));
         }
         if !seen.is_empty() {
             router.familiar = Some(Familiar::new(seen, router.options.familiarity));
@@ -169,8 +170,9 @@ impl Router {
         let ranking = rank(asked.scores.iter().zip(&self.prior).map(|(score, prior)| score - prior));
         let familiarity = self.familiar.as_ref().map(|familiar| familiar.nearest(&asked.sketch));
         let mut routing = Routing { ranking, familiarity, doubt: None };
-        let near = familiarity.zip(self.least_familiarity()).is_none_or(|(near, least)| near >= least);
-        if !near {
+        let len = session.prompt_len(&self.prompt(request))?;
+        if self.familiar.as_ref().zip(familiarity).is_some_and(|(familiar, near)| !familiar.takes(len, near))
+        {
             routing.doubt = Some(Doubt::Unfamiliar);
         } else if routing.confidence() < self.options.confidence {
             routing.doubt = Some(Doubt::Unsure);

@@ -137,6 +137,11 @@ impl Session {
         Ok(Scoring::new(opened, texts))
     }
 
+    /// Tokens of a prompt with all that stands before it and what opens the answer.
+    pub(crate) fn prompt_len(&self, prompt: &str) -> Result<usize> {
+        Ok(self.prompt_tokens(prompt, true)?.len())
+    }
+
     /// Logits after a prompt; the transcript stays as it is.
     pub(crate) fn logits_after(&mut self, prompt: &str) -> Result<Vec<f32>> {
         let tokens = self.prompt_tokens(prompt, true)?;
