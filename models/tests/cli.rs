@@ -250,6 +250,26 @@ fn bench_of_many_tasks_counts_them_and_keeps_its_fields() {
 }
 
 #[test]
+fn bench_of_sessions_has_a_row_for_each_number() {
+    let work = Work::new();
+    let (model, task, plot) = (work.path("int4"), work.path("intent.safetensors"), work.path("sessions.svg"));
+    let common = ["bench", &model, "--adapter", &task, "--prompt-tokens", "8", "--output-tokens", "6"];
+    let rest = ["--sessions", "3", "--runs", "1", "--device", "cpu"];
+    let report = json(&[&common[..], &rest, &["--json", "--plot", &plot]].concat());
+    let rows = report["rows"].as_array().unwrap();
+    let numbers: Vec<u64> = rows.iter().map(|row| row["sessions"].as_u64().unwrap()).collect();
+    assert_eq!((numbers, &report["adapters"]), (vec![1, 2, 3], &Value::from(1)));
+    for row in rows {
+        let of = |field: &str| row[field].as_f64().unwrap();
+        assert!(of("in_turn_tokens_per_second") > 0.0 && of("together_tokens_per_second") > 0.0, "{row}");
+        assert!(of("gain") > 0.0, "{row}");
+    }
+    assert!(std::fs::read_to_string(&plot).unwrap().starts_with("<svg"));
+    fails(&[&common[..], &rest, &["--swap"]].concat());
+    fails(&["bench", &model, "--sessions", "0", "--device", "cpu"]);
+}
+
+#[test]
 fn bench_has_its_fields() {
     let work = Work::new();
     let (model, task, plot) = (work.path("int4"), work.path("intent.safetensors"), work.path("bench.svg"));

@@ -3,6 +3,7 @@
 //! With and without adapters are measured in turn within one run, and compared pair by pair: a machine that slows down
 //! slows both. The command line and the apps' libraries print the same [`Report`].
 
+mod sessions;
 mod swap;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+pub use sessions::{SessionsBench, SessionsReport, SessionsRow, measure_sessions};
 pub use swap::{PolicyReport, SwapBench, SwapReport, measure_swaps};
 
 use crate::adapter::AdapterOptions;

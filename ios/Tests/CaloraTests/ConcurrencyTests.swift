@@ -36,4 +36,24 @@ import Testing
         }
         #expect(together == alone)
     }
+
+    /// A background session answers what it answers alone, beside a conversation that does too.
+    @Test func backgroundBesideForeground() async throws {
+        let engine = try await Models.engine()
+        let spam = try await engine.adapters.open(Models.adapter("spam"))
+        let quiet = try await engine.session(.init(adapters: [spam.scaled(by: 1)], priority: .background))
+        let texts = ["did you feed the cat before you left?", "You have WON a free holiday. Call 09061 555 0100"]
+        @Sendable func triage() async throws -> [[Double]] {
+            var all: [[Double]] = []
+            for text in texts { all.append(try await quiet.classify(text, choices: ["ham", "spam"]).map(\.probability)) }
+            return all
+        }
+        let prompt = "wake me with some quiet piano music"
+        let alone = try await triage()
+        #expect(alone[0][0] > 0.5 && alone[1][1] > 0.5)
+        let answer = try await engine.session().respond(to: prompt).text
+        async let again = triage()
+        #expect(try await engine.session().respond(to: prompt).text == answer)
+        #expect(try await again == alone)
+    }
 }

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use calora::bench::{Bench, Report, measure};
+use calora::bench::{Bench, Report, SessionsBench, measure};
 use calora_models::plot::{Bar, bars};
 
 use super::bench_swap::SwapArgs;
-use super::{AdapterArgs, LoadArgs};
+use super::{AdapterArgs, LoadArgs, bench_sessions};
 use crate::output;
 
 /// Measures prefill, decode, time to first token, memory, adapter overhead and swaps.
@@ -32,6 +32,9 @@ pub(crate) struct Args {
     /// Write a bar chart as SVG.
     #[arg(long)]
     plot: Option<PathBuf>,
+    /// Measure up to so many sessions at once instead, with the given adapters in turn: decoding together and in turn.
+    #[arg(long, conflicts_with = "swap")]
+    sessions: Option<usize>,
     #[command(flatten)]
     swap: SwapArgs,
     #[command(flatten)]
@@ -44,6 +47,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let (adapters, open) = (args.adapters.parse()?, args.adapters.options()?);
         let (size, out) = ((args.prompt_tokens, args.runs), (args.json, args.plot.as_deref()));
         return args.swap.run(&engine, &adapters, &open, size, out);
+    }
+    if let Some(sessions) = args.sessions {
+        let bench = SessionsBench {
+            adapters: args.adapters.parse()?,
+            open: args.adapters.options()?,
+            sessions,
+            prompt_tokens: args.prompt_tokens,
+            output_tokens: args.output_tokens,
+            runs: args.runs,
+        };
+        return bench_sessions::run(&engine, &bench, (args.json, args.plot.as_deref()));
     }
     let bench = Bench {
         adapters: args.adapters.parse()?,

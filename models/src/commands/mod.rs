@@ -3,6 +3,7 @@
 #[cfg(feature = "train")]
 pub(crate) mod adapt;
 pub(crate) mod bench;
+mod bench_sessions;
 mod bench_swap;
 pub(crate) mod compress;
 pub(crate) mod demo;

@@ -29,6 +29,34 @@ class ConcurrencyTest {
     }
 
     @Test
+    fun `a background session answers as it does alone, after the foreground`() = engineTest { engine ->
+        val options = GenerationOptions(maxTokens = 24)
+        val texts = listOf("did you feed the cat before you left?", "You have WON a free holiday. Call 09061 555 0100")
+        val spam = engine.adapters.open(task("spam"))
+        val story = engine.session().use { it.complete("The old house", options).text }
+        engine.session(spam, priority = SessionPriority.BACKGROUND).use { quiet ->
+            suspend fun triage() = texts.map { text -> quiet.classify(text, listOf("ham", "spam")).map { it.probability } }
+            val alone = triage()
+            assertTrue(alone[0][0] > 0.5 && alone[1][1] > 0.5, "$alone")
+            engine.pause()
+            val asked = async { triage() }
+            // The foreground's answer fits what is computed ahead of its reader: it waits for nobody.
+            val urgent = engine.session()
+            val answer = async { urgent.complete("The old house", GenerationOptions(maxTokens = 4)) }
+            delay(100.milliseconds)
+            engine.resume()
+            assertEquals(alone, asked.await())
+            assertFalse(urgent.isResponding)
+            answer.await()
+            urgent.close()
+            // Both at once, many passes each.
+            val again = async { triage() }
+            assertEquals(story, engine.session().use { it.complete("The old house", options).text })
+            assertEquals(alone, again.await())
+        }
+    }
+
+    @Test
     fun `pausing holds everything and resuming goes on`() = engineTest { engine ->
         val options = GenerationOptions(maxTokens = 40)
         val undisturbed = engine.session().use { it.complete("The old house", options).text }
