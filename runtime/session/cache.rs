@@ -240,10 +240,11 @@ impl Cache {
         Ok(answer)
     }
 
-    /// Where a pass under these adapters would compute, if nothing has to be placed or computed again before.
+    /// Where a pass under these adapters would compute, if nothing has to be placed or computed again before. Holds while
+    /// the session is responding, when the engine does not take its cache back.
     pub(super) fn ready(&self, adapters: Option<&ResidentAdapter>) -> Option<Ready> {
         let handle = self.handle.as_ref().filter(|handle| handle.is_current())?;
-        let Placed { id: cache, epoch } = handle.placed();
+        let Placed { id: cache, epoch } = handle.slot().placed;
         let tail = match adapters {
             Some(adapters) => Some(adapters.placed().filter(|tail| tail.epoch == epoch)?.id),
             None => None,
