@@ -149,8 +149,10 @@ pub(super) fn attend(
                 let largest = scores.iter().copied().fold(f64::MIN, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
                 let total: f64 = weights.iter().sum();
-                let at =
-                    token * p.out_token as usize + head * p.out_head as usize + span * p.out_split as usize;
+                let at = p.out_first as usize
+                    + token * p.out_token as usize
+                    + head * p.out_head as usize
+                    + span * p.out_split as usize;
                 for d in 0..dim {
                     let sum: f64 =
                         seen.clone().zip(&weights).map(|(at, w)| w * f(values[line(at) + d])).sum();
@@ -175,7 +177,7 @@ pub(super) fn combine(p: &CombineParams, spans: &[f32], before: &[f32]) -> Vec<f
         let largest = spans.iter().map(|span| f(span[dim])).fold(f64::MIN, f64::max);
         let weights: Vec<f64> = spans.iter().map(|span| (f(span[dim]) - largest).exp()).collect();
         let sum = |d: usize| spans.iter().zip(&weights).map(|(span, w)| w * f(span[d])).sum::<f64>();
-        let at = i / heads * p.stride as usize + i % heads * dim;
+        let at = (p.row as usize + i / heads) * p.stride as usize + i % heads * dim;
         for d in 0..dim {
             out[at + d] = sum(d) / sum(dim + 1);
         }
