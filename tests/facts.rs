@@ -467,4 +467,27 @@ fn an_engine_with_a_folder_knows_its_gpu() {
     assert!(engine.device_facts().is_none(), "a lost device has no facts");
     assert!(load(Gpu, None).device_facts().is_none(), "no folder, no self-test");
     assert!(load(Cpu, kept()).device_facts().is_none(), "a CPU has no driver");
+
+    // A driver with which no attention computes rightly.
+    let path = file(folder.path(), "facts");
+    let mut text = String::from_utf8(std::fs::read(&path).unwrap()[40..].to_vec()).unwrap();
+    text = text.lines().filter(|line| !line.starts_with("Attention")).map(|l| format!("{l}\n")).collect();
+    let shaders = calora::gpu::shaders();
+    for shader in shaders.iter().filter(|shader| shader.name.starts_with("Attention")) {
+        text += &format!("{}\t0\t\tnoise instead of an answer\n", shader.name);
+    }
+    std::fs::write(&path, sealed(&text)).unwrap();
+    let broken = |fallback_to_cpu| {
+        let device_folder = kept();
+        let options = calora::engine::EngineOptions {
+            device: Gpu,
+            device_folder,
+            fallback_to_cpu,
+            ..Default::default()
+        };
+        calora::engine::Engine::load(&base, options)
+    };
+    let error = broken(None).unwrap_err().to_string();
+    assert!(error.contains("Attention") && error.contains("noise instead of an answer"), "{error}");
+    assert_eq!(broken(Some(true)).unwrap().device_info().kind, "cpu");
 }
