@@ -444,6 +444,18 @@ fn several_processes_share_a_folder() {
     // What one lost to another is tried again, once.
     models.iter().for_each(|model| _ = load(model, folder.path()));
     assert!(models.iter().all(|model| load(model, folder.path()).1 == 0));
+
+    // What another process has found since is not lost when this one adds to it.
+    let folder = tempfile::tempdir().unwrap();
+    let mut device = open(&models[0], options(Activations::F32, Some(folder.path())));
+    let (_, more) = load(&models[2], folder.path());
+    assert!(more > 0, "another form of weights");
+    device.load_tail(&tail(&models[0])).unwrap();
+    assert_eq!(load(&models[2], folder.path()).1, 0);
+    let mut again = open(&models[0], options(Activations::F32, Some(folder.path())));
+    again.load_tail(&tail(&models[0])).unwrap();
+    let facts = again.facts().unwrap();
+    assert_eq!(facts.kernels.len(), facts.kept);
 }
 
 #[test]
