@@ -444,6 +444,18 @@ fn several_processes_share_a_folder() {
     // What one lost to another is tried again, once.
     models.iter().for_each(|model| _ = load(model, folder.path()));
     assert!(models.iter().all(|model| load(model, folder.path()).1 == 0));
+
+    // What another process has found since is not lost when this one adds to it.
+    let folder = tempfile::tempdir().unwrap();
+    let mut device = open(&models[0], options(Activations::F32, Some(folder.path())));
+    let (_, more) = load(&models[2], folder.path());
+    assert!(more > 0, "another form of weights");
+    device.load_tail(&tail(&models[0])).unwrap();
+    assert_eq!(load(&models[2], folder.path()).1, 0);
+    let mut again = open(&models[0], options(Activations::F32, Some(folder.path())));
+    again.load_tail(&tail(&models[0])).unwrap();
+    let facts = again.facts().unwrap();
+    assert_eq!(facts.kernels.len(), facts.kept);
 }
 
 #[test]
@@ -467,4 +479,27 @@ fn an_engine_with_a_folder_knows_its_gpu() {
     assert!(engine.device_facts().is_none(), "a lost device has no facts");
     assert!(load(Gpu, None).device_facts().is_none(), "no folder, no self-test");
     assert!(load(Cpu, kept()).device_facts().is_none(), "a CPU has no driver");
+
+    // A driver with which no attention computes rightly.
+    let path = file(folder.path(), "facts");
+    let mut text = String::from_utf8(std::fs::read(&path).unwrap()[40..].to_vec()).unwrap();
+    text = text.lines().filter(|line| !line.starts_with("Attention")).map(|l| format!("{l}\n")).collect();
+    let shaders = calora::gpu::shaders();
+    for shader in shaders.iter().filter(|shader| shader.name.starts_with("Attention")) {
+        text += &format!("{}\t0\t\tnoise instead of an answer\n", shader.name);
+    }
+    std::fs::write(&path, sealed(&text)).unwrap();
+    let broken = |fallback_to_cpu| {
+        let device_folder = kept();
+        let options = calora::engine::EngineOptions {
+            device: Gpu,
+            device_folder,
+            fallback_to_cpu,
+            ..Default::default()
+        };
+        calora::engine::Engine::load(&base, options)
+    };
+    let error = broken(None).unwrap_err().to_string();
+    assert!(error.contains("Attention") && error.contains("noise instead of an answer"), "{error}");
+    assert_eq!(broken(Some(true)).unwrap().device_info().kind, "cpu");
 }

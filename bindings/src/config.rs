@@ -67,6 +67,11 @@ pub struct EngineConfig {
     /// A folder in which the beginnings that instructions make outlive the process, within the same budget. By default none.
     #[uniffi(default = None)]
     pub prefix_folder: Option<String>,
+    /// A folder in which facts of the GPU outlive the process, such as one in the app's caches: with it, each kernel is tried
+    /// before its first use, what computes wrongly on this driver is not used, and compiled pipelines are kept. By default
+    /// none.
+    #[uniffi(default = None)]
+    pub device_folder: Option<String>,
     /// Whether the CPU computes where the GPU is refused or lost for good; by default only with `Auto`.
     #[uniffi(default = None)]
     pub fallback_to_cpu: Option<bool>,
@@ -101,6 +106,7 @@ impl EngineConfig {
             adapter_budget: self.adapter_budget_bytes,
             prefix_budget: self.prefix_budget_bytes,
             prefix_folder: self.prefix_folder.as_ref().map(Into::into),
+            device_folder: self.device_folder.as_ref().map(Into::into),
             fallback_to_cpu: self.fallback_to_cpu,
             weights: match self.weights {
                 WeightAccess::Mapped => calora::engine::WeightAccess::Mapped,

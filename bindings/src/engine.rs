@@ -255,6 +255,13 @@ impl Engine {
         self.core.worker.run(move || Ok(engine.residency().into())).await
     }
 
+    /// What the GPU's self-test found, one JSON object; none without `device_folder`, on the CPU, and between a loss and the
+    /// next use.
+    pub async fn device_report(&self) -> Result<Option<String>> {
+        let engine = self.core.engine()?;
+        self.core.worker.run(move || Ok(engine.device_facts().map(|facts| facts.to_json().to_string()))).await
+    }
+
     /// A new conversation.
     pub async fn session(&self, config: SessionConfig) -> Result<Arc<Session>> {
         let (engine, core) = (self.core.engine()?, self.core.clone());

@@ -42,10 +42,7 @@ impl Pipelines {
                 wgpu::PipelineCacheDescriptor { label: None, data: kept.as_deref(), fallback: true };
             // SAFETY: the data is what wgpu gave for this adapter, driver and version, which name its file and stand in
             // it; its checksum holds. wgpu and the driver check their own headers.
-            #[allow(unsafe_code)]
-            unsafe {
-                context.device.create_pipeline_cache(&descriptor)
-            }
+            unsafe { context.device.create_pipeline_cache(&descriptor) }
         });
         match made {
             Ok(cache) => self.cache = Some(cache),

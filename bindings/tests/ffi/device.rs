@@ -80,6 +80,23 @@ fn the_benchmark_of_swaps_is_json() {
 }
 
 #[test]
+fn the_report_of_a_gpu_is_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = EngineConfig {
+        device: DeviceChoice::Gpu,
+        device_folder: Some(folder.path().display().to_string()),
+        ..config()
+    };
+    let engine = block_on(Engine::load(config, None)).unwrap();
+    let report = block_on(engine.device_report()).unwrap().unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!((report["failed"].as_u64(), report["kept"].as_u64()), (Some(0), Some(0)), "{report}");
+    assert!(report["kernels"].as_array().unwrap().iter().any(|kernel| kernel["chosen"] == true));
+    assert!(std::fs::read_dir(folder.path()).unwrap().count() > 0);
+    assert_eq!(block_on(super::engine().device_report()).unwrap(), None);
+}
+
+#[test]
 fn the_benchmark_is_json() {
     let options = BenchmarkOptions {
         adapters: vec![root("models/adapters/spam")],

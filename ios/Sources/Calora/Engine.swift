@@ -80,6 +80,13 @@ public final class Engine: Sendable {
         Residency(try await engineErrors { try await core.residency() })
     }
 
+    /// What the self-test of the GPU's kernels found, as one JSON object: which pass, which are not used and why, which run
+    /// here. To be sent home from a device that answers strangely. Nil without ``Configuration/deviceFolder``, on the CPU, and
+    /// between the loss of a device and the next use.
+    public func deviceReport() async throws(EngineError) -> String? {
+        try await engineErrors { try await core.deviceReport() }
+    }
+
     /// Whether a configuration can be loaded here. Headers are read and devices asked; no weight is touched.
     public static func availability(for configuration: Configuration) async -> Availability {
         do {

@@ -22,6 +22,10 @@ extension Engine {
         /// A folder in which the beginnings that instructions make outlive the process, such as one in the app's caches;
         /// within the same budget. By default none.
         public var prefixFolder: URL?
+        /// A folder in which facts of the GPU outlive the process, such as one in the app's caches: with it, each kernel is
+        /// tried before its first use, what computes wrongly on this driver is not used, and compiled pipelines are kept
+        /// where the driver hands them out. By default none.
+        public var deviceFolder: URL?
         /// Whether the CPU computes where the GPU is refused or lost for good; by default only with ``DeviceChoice/auto``.
         public var fallbackToCPU: Bool?
         /// Whether base weights are computed on in their mapped files or copied first.
@@ -44,6 +48,7 @@ extension Engine {
             adapterBudgetBytes: Int? = nil,
             prefixBudgetBytes: Int? = nil,
             prefixFolder: URL? = nil,
+            deviceFolder: URL? = nil,
             fallbackToCPU: Bool? = nil,
             weights: WeightAccess = .mapped,
             memoryBudgetBytes: Int? = nil,
@@ -58,6 +63,7 @@ extension Engine {
             self.adapterBudgetBytes = adapterBudgetBytes
             self.prefixBudgetBytes = prefixBudgetBytes
             self.prefixFolder = prefixFolder
+            self.deviceFolder = deviceFolder
             self.fallbackToCPU = fallbackToCPU
             self.weights = weights
             self.memoryBudgetBytes = memoryBudgetBytes
@@ -106,6 +112,7 @@ extension Engine.Configuration {
             adapterBudgetBytes: try budget(adapterBudgetBytes, "adapter_budget"),
             prefixBudgetBytes: try budget(prefixBudgetBytes, "prefix_budget"),
             prefixFolder: prefixFolder?.filePath,
+            deviceFolder: deviceFolder?.filePath,
             fallbackToCpu: fallbackToCPU,
             weights: weights == .copied ? .copied : .mapped,
             memoryBudgetBytes: try budget(memoryBudgetBytes ?? available, "memory_budget"),

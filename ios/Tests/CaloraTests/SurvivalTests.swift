@@ -58,4 +58,28 @@ import Testing
         let message = "CONGRATULATIONS! You have WON a free holiday. Call 09061 555 0100 now to claim your prize"
         #expect(try await session.respond(to: message, options: .init(maxTokens: 4)).text == "spam")
     }
+
+    @Test func aFolderRemembersWhatTheGPUsDriverCanDo() async throws {
+        let folder = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+        defer { try? FileManager.default.removeItem(at: folder) }
+        let configuration = Engine.Configuration(
+            model: Models.base, device: .gpu, deviceFolder: folder, fallbackToCPU: true)
+        var kernels = 0
+        for _ in 1...2 {
+            let engine = try await Engine.load(configuration)
+            guard engine.deviceInfo.kind == .gpu else {
+                #expect(try await engine.deviceReport() == nil)
+                continue
+            }
+            let report = try #require(try await engine.deviceReport())
+            let facts = try #require(try JSONSerialization.jsonObject(with: Data(report.utf8)) as? [String: Any])
+            #expect(facts["kept"] as? Int == kernels)
+            #expect(facts["failed"] as? Int == 0, "\(report)")
+            kernels = (facts["kernels"] as? [Any])?.count ?? 0
+            #expect(kernels > 0)
+            engine.close()
+        }
+        let engine = try await Models.engine()
+        #expect(try await engine.deviceReport() == nil)
+    }
 }

@@ -53,8 +53,7 @@ fn compare(expected: &Expected, bytes: &[u8]) -> Result<f64, String> {
     for (at, wanted) in expected.values.iter().enumerate() {
         let is = actual.get(at).copied().unwrap_or(f64::NAN);
         let error = (is - wanted).abs() / largest;
-        // NaN fails too.
-        if !(error <= expected.tolerance) {
+        if error.is_nan() || error > expected.tolerance {
             return Err(format!("element {at} is {is}, expected {wanted}; the largest is {largest}"));
         }
         worst = worst.max(error);

@@ -67,6 +67,15 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
     public suspend fun residency(): Residency = awaitNative { ffi.residency().toApi() }
 
     /**
+     * What the self-test of the GPU's kernels found, as one JSON object: which pass, which are not used and why, which run
+     * here. To be sent home from a phone that answers strangely. Null without [EngineConfig.deviceFolder], on the CPU, and
+     * between the loss of a device and the next use.
+     *
+     * @throws EngineException.Closed after [close]
+     */
+    public suspend fun deviceReport(): String? = awaitNative { ffi.deviceReport() }
+
+    /**
      * Begins a conversation.
      *
      * @param adapter the task; null for the base model as it is

@@ -16,6 +16,9 @@ import java.io.File
  *   [CachePolicy.RESTORE] puts aside; null for 32 MiB, 0 for none
  * @property prefixFolder a folder in which the beginnings that instructions make outlive the process, such as one in the
  *   app's `cacheDir`; within the same budget
+ * @property deviceFolder a folder in which facts of the GPU outlive the process, such as one in the app's `cacheDir`: with
+ *   it, each kernel is tried before its first use, what computes wrongly on this driver is not used, and compiled
+ *   pipelines are kept
  * @property fallbackToCpu whether the CPU computes where the GPU is refused or lost for good; null for only with
  *   [DeviceChoice.AUTO]
  * @property weights whether base weights are computed on in their mapped files or copied first
@@ -32,6 +35,7 @@ public data class EngineConfig(
     val adapterBudgetBytes: Long? = null,
     val prefixBudgetBytes: Long? = null,
     val prefixFolder: File? = null,
+    val deviceFolder: File? = null,
     val fallbackToCpu: Boolean? = null,
     val weights: WeightAccess = WeightAccess.MAPPED,
     val memoryBudgetBytes: Long? = null,
@@ -92,6 +96,7 @@ internal fun EngineConfig.toFfi() =
         adapterBudgetBytes = adapterBudgetBytes?.unsigned("adapterBudgetBytes"),
         prefixBudgetBytes = prefixBudgetBytes?.unsigned("prefixBudgetBytes"),
         prefixFolder = prefixFolder?.path,
+        deviceFolder = deviceFolder?.path,
         fallbackToCpu = fallbackToCpu,
         weights =
             when (weights) {

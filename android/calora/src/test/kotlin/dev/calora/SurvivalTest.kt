@@ -1,5 +1,6 @@
 package dev.calora
 
+import java.nio.file.Files
 import java.util.concurrent.CopyOnWriteArrayList
 import kotlin.test.Test
 import kotlin.test.assertEquals
@@ -13,6 +14,7 @@ import kotlinx.coroutines.flow.onEach
 import kotlinx.coroutines.flow.take
 import kotlinx.coroutines.flow.toList
 import kotlinx.coroutines.launch
+import org.json.JSONObject
 
 class SurvivalTest {
     private val story = "The old house stood at the end of the lane, and"
@@ -72,5 +74,33 @@ class SurvivalTest {
         engine.session(engine.adapters.open(task("spam"))).use { session ->
             assertEquals("spam", session.respond(SPAM, GenerationOptions(maxTokens = 4)).text)
         }
+    }
+
+    @Test
+    fun `a folder remembers what the driver of the GPU can do`() {
+        val folder = Files.createTempDirectory("device").toFile()
+        val config = EngineConfig(base, device = DeviceChoice.GPU, fallbackToCpu = true, deviceFolder = folder)
+        var kernels = 0
+        for (launch in 1..2) {
+            engineTest(config) { engine ->
+                val report = engine.deviceReport()
+                if (engine.deviceInfo.kind == DeviceKind.CPU) {
+                    assertEquals(null, report)
+                    return@engineTest
+                }
+                val facts = JSONObject(report!!)
+                assertEquals(kernels, facts.getInt("kept"))
+                assertEquals(0, facts.getInt("failed"), report)
+                kernels = facts.getJSONArray("kernels").length()
+                assertTrue(kernels > 0 && folder.list()!!.isNotEmpty(), report)
+                engine.session(engine.adapters.open(task("spam"))).use { session ->
+                    assertEquals("spam", session.respond(SPAM, GenerationOptions(maxTokens = 4)).text)
+                }
+                // The adapter has kernels of its own.
+                kernels = JSONObject(engine.deviceReport()!!).getJSONArray("kernels").length()
+            }
+        }
+        folder.deleteRecursively()
+        engineTest { engine -> assertEquals(null, engine.deviceReport()) }
     }
 }
