@@ -21,6 +21,7 @@ mod library;
 mod logging;
 mod options;
 mod pause;
+mod router;
 mod session;
 mod stream;
 mod worker;
@@ -39,6 +40,7 @@ pub use options::{
     CachePolicy, ChoiceScore, FinishReason, GenerationOptions, Message, ResponseChunk, Role, ScaledAdapter,
     SessionConfig, SwitchReport, Usage,
 };
+pub use router::{Doubt, RankedRoute, Route, Router, RouterConfig, Routing, read_routes};
 pub use session::Session;
 pub use stream::ResponseStream;
 
