@@ -15,6 +15,7 @@ use crate::info::{DeviceInfo, MemoryUse, ModelInfo, Residency, Statistics};
 use crate::library::{AdapterLibrary, SharedLibrary};
 use crate::memory::{MemoryPlan, MemoryPressure, TrimReport};
 use crate::options::SessionConfig;
+use crate::router::{Router, RouterConfig};
 use crate::session::{Cell, Session, options};
 use crate::worker::Worker;
 
@@ -264,16 +265,13 @@ impl Engine {
 
     /// A new conversation.
     pub async fn session(&self, config: SessionConfig) -> Result<Arc<Session>> {
-        let (engine, core) = (self.core.engine()?, self.core.clone());
-        let (options, priority) = (options(&config)?, config.priority.unwrap_or_default());
-        self.core
-            .worker
-            .run(move || {
-                let cell = Arc::new(Cell::new(core.clone(), engine.session(options)?, priority));
-                lock(&core.sessions).push(Arc::downgrade(&cell));
-                Ok(Arc::new(Session { cell }))
-            })
-            .await
+        Ok(Arc::new(Session { cell: self.cell(&config).await? }))
+    }
+
+    /// Something that picks the task for a request. Measures its examples, a pass each; other sessions go on meanwhile.
+    pub async fn router(&self, config: RouterConfig) -> Result<Arc<Router>> {
+        let cell = self.cell(&config.session()).await?;
+        Router::measured(cell, config.begin()?).await
     }
 
     /// How many tokens a text has.
@@ -319,6 +317,22 @@ impl Engine {
     /// `Closed`. Returns at once. Twice is fine.
     pub fn close(&self) {
         self.core.close();
+    }
+}
+
+impl Engine {
+    /// A session's two halves.
+    async fn cell(&self, config: &SessionConfig) -> Result<Arc<Cell>> {
+        let (engine, core) = (self.core.engine()?, self.core.clone());
+        let (options, priority) = (options(config)?, config.priority.unwrap_or_default());
+        self.core
+            .worker
+            .run(move || {
+                let cell = Arc::new(Cell::new(core.clone(), engine.session(options)?, priority));
+                lock(&core.sessions).push(Arc::downgrade(&cell));
+                Ok(cell)
+            })
+            .await
     }
 }
 

@@ -22,6 +22,7 @@ mod logging;
 mod memory;
 mod options;
 mod pause;
+mod router;
 mod session;
 mod stream;
 mod worker;
@@ -41,6 +42,7 @@ pub use options::{
     CachePolicy, ChoiceScore, FinishReason, GenerationOptions, Message, ResponseChunk, Role, ScaledAdapter,
     SessionConfig, SessionPriority, SwitchReport, Usage,
 };
+pub use router::{Doubt, RankedRoute, Route, Router, RouterConfig, Routing, read_routes};
 pub use session::Session;
 pub use stream::ResponseStream;
 

@@ -140,7 +140,7 @@ impl Cell {
     }
 
     /// Something with the session on the engine thread, while no response is in progress.
-    async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         self: &Arc<Self>,
         job: impl FnOnce(&mut calora::session::Session) -> calora::Result<T> + Send + 'static,
     ) -> Result<T> {

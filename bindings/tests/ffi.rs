@@ -6,6 +6,8 @@
 mod adapters;
 #[path = "ffi/device.rs"]
 mod device;
+#[path = "ffi/routing.rs"]
+mod routing;
 #[path = "ffi/streams.rs"]
 mod streams;
 #[path = "ffi/swap.rs"]

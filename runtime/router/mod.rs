@@ -108,13 +108,19 @@ pub struct Router {
     routes: Vec<Route>,
     answers: Vec<String>,
     options: RouterOptions,
+    /// Texts without content that are not measured yet, the next one last.
+    free: Vec<String>,
+    /// Examples, likewise.
+    examples: Vec<String>,
+    /// Measured examples, until they all are.
+    seen: Vec<(usize, Vec<f32>)>,
     familiar: Option<Familiar>,
-    /// By how much each answer is likely by itself.
+    /// The log-likelihood of each answer by itself.
     prior: Vec<f64>,
 }
 
 impl Router {
-    /// Measures the examples, a pass each, and what content-free texts give. `cancel` ends that with
+    /// A router that is ready: [`Router::begin`], then [`Router::measure`] to its end. `cancel` ends that with
     /// [`Error::Cancelled`].
     pub fn new(
         session: &mut Session,
@@ -122,29 +128,46 @@ impl Router {
         options: RouterOptions,
         cancel: &CancelHandle,
     ) -> Result<Self> {
+        let mut router = Self::begin(routes, options)?;
+        loop {
+            check(cancel)?;
+            if !router.measure(session)? {
+                return Ok(router);
+            }
+        }
+    }
+
+    /// A router that has measured nothing yet. Refuses routes that cannot be told apart, and thresholds that cannot work.
+    pub fn begin(routes: Vec<Route>, options: RouterOptions) -> Result<Self> {
         options.check()?;
         routes::check(&routes)?;
         let answers = routes.iter().map(|route| route.answer.clone()).collect();
         let prior = vec![0.0; routes.len()];
-        let mut router = Self { routes, answers, options, familiar: None, prior };
-        if router.options.calibrate {
-            let mut prior = vec![0.0; router.routes.len()];
-            for text in CONTENT_FREE {
-                let scores = router.ask(session, text, cancel)?.scores;
-                prior.iter_mut().zip(scores).for_each(|(sum, s)| *sum += s / CONTENT_FREE.len() as f64);
-            }
-            router.prior = prior;
+        let free = if options.calibrate { &CONTENT_FREE[..] } else { &[] };
+        let owned = |texts: &[&str]| texts.iter().rev().map(|text| (*text).to_owned()).collect();
+        let (free, examples) = (owned(free), owned(&routes::examples(&routes)));
+        Ok(Self { routes, answers, options, free, examples, seen: Vec::new(), familiar: None, prior })
+    }
+
+    /// Measures one more text: an example, which takes one pass, or a text without content. Whether more are left; until
+    /// then [`Router::route`] goes without them. For callers that let others have the device meanwhile.
+    pub fn measure(&mut self, session: &mut Session) -> Result<bool> {
+        if let Some(text) = self.free.last() {
+            let asked = self.ask(session, text, &CancelHandle::default())?;
+            let share = 1.0 / CONTENT_FREE.len() as f64;
+            self.prior.iter_mut().zip(asked.scores).for_each(|(sum, score)| *sum += score * share);
+            self.free.pop();
+        } else if let Some(example) = self.examples.last() {
+            let prompt = self.prompt(example);
+            let sketch = familiar::sketch(&session.logits_after(&prompt)?);
+            self.seen.push((session.prompt_len(&prompt)?, sketch));
+            self.examples.pop();
         }
-        let mut seen = Vec::new();
-        for example in routes::examples(&router.routes) {
-            check(cancel)?;
-            let prompt = router.prompt(example);
-            seen.push((session.prompt_len(&prompt)?, familiar::sketch(&session.logits_after(&prompt)?)));
+        let more = !self.free.is_empty() || !self.examples.is_empty();
+        if !more && !self.seen.is_empty() {
+            self.familiar = Some(Familiar::new(std::mem::take(&mut self.seen), self.options.familiarity));
         }
-        if !seen.is_empty() {
-            router.familiar = Some(Familiar::new(seen, router.options.familiarity));
-        }
-        Ok(router)
+        Ok(more)
     }
 
     /// The routes, which a [`Routing`] counts.

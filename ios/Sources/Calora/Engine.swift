@@ -119,6 +119,23 @@ public final class Engine: Sendable {
         return Session(core: try await engineErrors { try await core.session(config: config) })
     }
 
+    /// Makes something that picks the task for a request. Examples are measured, a pass each; other sessions go on
+    /// meanwhile.
+    ///
+    /// - Parameters:
+    ///   - routes: The tasks, at least two.
+    ///   - adapter: What was trained to give the routes' answers; without it these are descriptions, which the model
+    ///     judges as it is.
+    ///   - options: When it admits that it does not know.
+    public func router(
+        _ routes: [Route], adapter: TaskAdapter? = nil, options: RouterOptions = .init()
+    ) async throws(EngineError) -> Router {
+        let config = RouterConfig(
+            routes: routes.map(\.bindings), adapters: adapter.map { [$0.scaled(by: 1).bindings] } ?? [],
+            prompt: options.prompt, confidence: options.confidence, familiarity: options.familiarity)
+        return Router(core: try await engineErrors { try await core.router(config: config) })
+    }
+
     /// How many tokens a text has.
     public func countTokens(_ text: String) throws(EngineError) -> Int {
         Int(try engineErrors { try core.countTokens(text: text) })

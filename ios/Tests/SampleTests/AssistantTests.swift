@@ -7,15 +7,15 @@ import Testing
 @testable import AssistantSample
 
 /// A router that is told.
-struct FixedRouter: Router {
+struct FixedRouter: TaskRouter {
     let task: AssistantTask?
-    func route(_ request: String) async throws -> Route { Route(task: task, confidence: task == nil ? 0.3 : 0.9) }
+    func route(_ request: String) async throws -> TaskRoute { TaskRoute(task: task, confidence: task == nil ? 0.3 : 0.9) }
 }
 
 /// Routes by the first word of a request, which it should not have.
-struct FirstWordRouter: Router {
-    func route(_ request: String) async throws -> Route {
-        Route(task: request.hasPrefix("wake") ? .intent : .spam, confidence: 1)
+struct FirstWordRouter: TaskRouter {
+    func route(_ request: String) async throws -> TaskRoute {
+        TaskRoute(task: request.hasPrefix("wake") ? .intent : .spam, confidence: 1)
     }
 }
 
@@ -72,7 +72,7 @@ struct FirstWordRouter: Router {
         let assistant = try await Assistant(engine: engine, adapters: Models.adapters, router: FixedRouter(task: nil))
         var state = AssistantState()
         try await ask(assistant, "sing", &state)
-        #expect(state.route == Route(task: nil, confidence: 0.3))
+        #expect(state.route == TaskRoute(task: nil, confidence: 0.3))
         #expect(state.answer.contains("don't know"))
         #expect(state.usage == nil)
         #expect(try engine.statistics().tokens == 0)

@@ -4,48 +4,22 @@ import CaloraTestSupport
 import Foundation
 import Testing
 
-/// Knows requests by a word in them.
-struct WordScorer: Scorer {
-    let sure: Double
-
-    func scores(_ request: String, labels: [String]) async throws -> [Choice] {
-        labels.map { label in
-            let share = request.contains(label) ? sure : (1 - sure) / Double(labels.count - 1)
-            return Choice(text: label, logLikelihood: log(share), probability: share)
-        }
-    }
-}
-
 @Suite struct RouterTests {
-    @Test func takesTheLikeliestLabel() async throws {
-        let router = ClassifyingRouter(WordScorer(sure: 0.9))
+    @Test func everyTaskHasARouteAndAnAdapter() throws {
+        let routes = try Route.read(Models.adapter("router").appendingPathComponent("routes.json"))
+        #expect(Set(routes.map(\.name)) == Set(AssistantTask.allCases.map(\.rawValue)))
         for task in AssistantTask.allCases {
-            #expect(try await router.route("a \(task.label)") == Route(task: task, confidence: 0.9))
-        }
-    }
-
-    @Test func saysSoWhenItDoesNotKnow() async throws {
-        let doubtful = ClassifyingRouter(WordScorer(sure: 0.55), threshold: 0.6)
-        #expect(try await doubtful.route("a question") == Route(task: nil, confidence: 0.55))
-        let bold = ClassifyingRouter(WordScorer(sure: 0.55), threshold: 0.5)
-        #expect(try await bold.route("a question").task == .cleanQuestion)
-    }
-
-    @Test func everyTaskHasALabelAndAnAdapter() {
-        #expect(Set(AssistantTask.allCases.map(\.label)) == ["command", "message", "question", "review"])
-        for task in AssistantTask.allCases {
-            #expect(AssistantTask(label: task.label) == task)
             #expect(FileManager.default.fileExists(atPath: Models.adapter(task.adapterName).path))
         }
-        #expect(AssistantTask(label: "poem") == nil)
     }
 
     /// The adapter that ships, on the requests it is there for.
     @Test func theShippedRouter() async throws {
         let engine = try await Models.engine()
         let adapter = try await engine.adapters.open(Models.adapter("router"))
-        let router = ClassifyingRouter(SessionScorer(try await engine.session(adapter: adapter)))
-        let rows: [(String, AssistantTask)] = [
+        let routes = try Route.read(Models.adapter("router").appendingPathComponent("routes.json"))
+        let router = LibraryRouter(try await engine.router(routes, adapter: adapter))
+        let rows: [(String, AssistantTask?)] = [
             ("wake me with some quiet piano music", .intent),
             ("get us a table for five somewhere with good noodles", .intent),
             ("CONGRATULATIONS! You have WON a free holiday. Call 09061 555 0100 now to claim your prize", .spam),
@@ -54,6 +28,7 @@ struct WordScorer: Scorer {
             ("How many people work in no sorry live in the capital?", .cleanQuestion),
             ("a warm , funny and deeply moving film", .sentiment),
             ("dull , predictable and far too long", .sentiment),
+            ("hm", nil),
         ]
         for (request, task) in rows {
             let route = try await router.route(request)

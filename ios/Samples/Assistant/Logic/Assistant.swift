@@ -4,7 +4,7 @@ import Foundation
 /// One model, one session that swaps between tasks, and a router that says to which.
 public actor Assistant {
     private let engine: Engine
-    private let router: any Router
+    private let router: any TaskRouter
     private let adapters: [AssistantTask: TaskAdapter]
     private let session: Session
     private var attached: AssistantTask?
@@ -12,7 +12,7 @@ public actor Assistant {
     /// What the user sees of a request, in this order. A request that nobody knows ends after `routed`.
     public enum Event: Sendable, Hashable {
         /// Which task was chosen, and how surely.
-        case routed(Route)
+        case routed(TaskRoute)
         /// The task is attached; how long that took. Left out when it was attached already.
         case swapped(AssistantTask, Duration)
         /// Text to append.
@@ -24,7 +24,7 @@ public actor Assistant {
     /// Opens every task's adapter in a folder, without moving a byte of them.
     ///
     /// - Parameter router: By default the adapter `router` in the same folder.
-    public init(engine: Engine, adapters folder: URL, router: (any Router)? = nil) async throws {
+    public init(engine: Engine, adapters folder: URL, router: (any TaskRouter)? = nil) async throws {
         self.engine = engine
         var adapters: [AssistantTask: TaskAdapter] = [:]
         for task in AssistantTask.allCases {
@@ -34,8 +34,11 @@ public actor Assistant {
         if let router {
             self.router = router
         } else {
-            let adapter = try await engine.adapters.open(folder.appendingPathComponent("router"))
-            self.router = ClassifyingRouter(SessionScorer(try await engine.session(adapter: adapter)))
+            let place = folder.appendingPathComponent("router")
+            let adapter = try await engine.adapters.open(place)
+            // The routes lie beside the router's adapter.
+            let routes = try Route.read(place.appendingPathComponent("routes.json"))
+            self.router = LibraryRouter(try await engine.router(routes, adapter: adapter))
         }
         session = try await engine.session()
     }

@@ -3,7 +3,7 @@ import Calora
 /// Everything the screen shows.
 public struct AssistantState: Sendable, Hashable {
     /// What the router decided for the request in progress or the last one.
-    public private(set) var route: Route?
+    public private(set) var route: TaskRoute?
     /// The task that is attached.
     public private(set) var task: AssistantTask?
     /// How long the last swap took.

@@ -116,6 +116,33 @@ public class Engine private constructor(private val ffi: dev.calora.ffi.Engine) 
     }
 
     /**
+     * Makes something that picks the task for a request. Examples are measured, a pass each; other sessions go on
+     * meanwhile.
+     *
+     * @param routes the tasks, at least two
+     * @param adapter what was trained to give the routes' answers; null where these are descriptions, which the model
+     *   judges as it is
+     * @throws EngineException.InvalidOption if routes cannot be told apart, or an option cannot work
+     * @throws EngineException.OutOfMemory if there is no room for cache or adapter
+     * @throws EngineException.Closed after [close] or [TaskAdapter.close]
+     */
+    public suspend fun router(
+        routes: List<Route>,
+        adapter: TaskAdapter? = null,
+        options: RouterOptions = RouterOptions(),
+    ): Router {
+        val config =
+            dev.calora.ffi.RouterConfig(
+                routes.map { it.toFfi() },
+                listOfNotNull(adapter?.let(::ScaledAdapter)).toFfi(),
+                options.prompt,
+                options.confidence,
+                options.familiarity,
+            )
+        return Router(awaitNative({ it.destroy() }) { ffi.router(config) })
+    }
+
+    /**
      * How many tokens a text has.
      *
      * @throws EngineException.Closed after [close]

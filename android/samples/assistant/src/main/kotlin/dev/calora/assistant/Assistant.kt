@@ -120,7 +120,7 @@ private constructor(
                         .associateWith { engine.adapters.open(File(folder, it.adapter)) }
                 // Small enough to stay: every swap is a hot one.
                 for (adapter in adapters.values) engine.adapters.preload(adapter)
-                val routes = router ?: routerIn(folder, engine)
+                val routes = router ?: routerIn(folder, engine, adapters.keys)
                 return Assistant(engine, adapters.keys.toList(), adapters, engine.session(), routes)
             } catch (e: Throwable) {
                 engine.close()
@@ -128,12 +128,13 @@ private constructor(
             }
         }
 
-        /** A session of its own, so that routing leaves the tasks' cache alone. */
-        private suspend fun routerIn(folder: File, engine: Engine): Router? {
+        /** The routes lie beside the router's adapter; those of tasks that are not there are left out. */
+        private suspend fun routerIn(folder: File, engine: Engine, tasks: Set<Task>): Router? {
             val file = File(folder, "router")
-            if (!file.exists()) return null
-            val session = engine.session(engine.adapters.open(file))
-            return ClassifyingRouter(session::classify)
+            if (!file.exists() || tasks.size < 2) return null
+            val names = tasks.map { it.adapter }
+            val routes = dev.calora.Route.read(File(file, "routes.json")).filter { it.name in names }
+            return LibraryRouter(engine.router(routes, engine.adapters.open(file)))
         }
     }
 }
