@@ -36,14 +36,14 @@ fn each_level_frees_what_it_says_and_reports_it() {
     for device in [DeviceChoice::Cpu, DeviceChoice::Gpu] {
         let engine = load(device);
         let spam = engine.open_adapter(shipped("adapters/spam")).unwrap();
-        let with = SessionOptions {
-            adapters: vec![(spam.clone(), 1.0)],
+        let with = |adapter| SessionOptions {
+            adapters: vec![(adapter, 1.0)],
             instructions: Some(
                 "Say what it is. Say it in a word, and say it at once, whatever it is.".into(),
             ),
             ..SessionOptions::default()
         };
-        let mut idle = engine.session(with).unwrap();
+        let mut idle = engine.session(with(spam.clone())).unwrap();
         let first = ask(&mut idle, "You have won a prize");
         idle.switch_to(&[]).unwrap();
         let mut busy = engine.session(SessionOptions::default()).unwrap();
@@ -85,10 +85,7 @@ fn each_level_frees_what_it_says_and_reports_it() {
         assert_eq!(twin.tokens(), busy.tokens());
         // So does the conversation whose cache went.
         idle.switch_to(&[(spam, 1.0)]).unwrap();
-        let mut fresh = SessionOptions::default();
-        fresh.instructions =
-            Some("Say what it is. Say it in a word, and say it at once, whatever it is.".into());
-        fresh.adapters = vec![(whole.open_adapter(shipped("adapters/spam")).unwrap(), 1.0)];
+        let fresh = with(whole.open_adapter(shipped("adapters/spam")).unwrap());
         let mut fresh = whole.session(fresh).unwrap();
         assert_eq!(ask(&mut fresh, "You have won a prize"), first);
         assert_eq!(ask(&mut idle, "Why?"), ask(&mut fresh, "Why?"));

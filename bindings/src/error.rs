@@ -145,7 +145,7 @@ pub enum EngineError {
     #[error("{reason}")]
     DoesNotFit {
         /// What it would take, and what there is.
-        plan: MemoryPlan,
+        plan: Box<MemoryPlan>,
         /// The same for people.
         reason: String,
     },
@@ -252,7 +252,7 @@ impl From<calora::Error> for EngineError {
                 Self::OutOfMemory { what, needed_bytes: bytes, reason }
             }
             Error::DoesNotFit { plan, fits, least } => {
-                Self::DoesNotFit { plan: MemoryPlan::new(&plan, Some((fits, least))), reason: said }
+                Self::DoesNotFit { plan: Box::new(MemoryPlan::new(&plan, Some((fits, least)))), reason: said }
             }
             Error::DeviceLost { reason } => Self::DeviceLost { reason },
             Error::Cancelled => Self::Cancelled,

@@ -85,7 +85,7 @@ pub fn memory_plan(config: EngineConfig) -> Result<MemoryPlan> {
     match Engine::check(&config.model, &config.options()) {
         Ok(found) => Ok(MemoryPlan::new(&found.plan, None)),
         Err(error) => match error.into() {
-            EngineError::DoesNotFit { plan, .. } => Ok(plan),
+            EngineError::DoesNotFit { plan, .. } => Ok(*plan),
             other => Err(other),
         },
     }

@@ -146,6 +146,7 @@ struct Blocks {
     /// Blocks of a row, up to a whole tile.
     stride: usize,
     groups: Vec<f32>,
+    zero_groups: Vec<i32>,
 }
 
 impl Blocks {
@@ -162,22 +163,24 @@ impl Blocks {
         }
         spread(&self.groups, groups, per_group, blocks, self.stride, &mut self.scales);
         if let Some(zeros) = zero_points {
-            let zeros = read_zeros(scheme.bits, zeros.bytes(), rows, groups);
-            spread(&zeros, groups, per_group, blocks, self.stride, &mut self.zeros);
+            read_zeros(scheme.bits, zeros.bytes(), rows, groups, &mut self.zero_groups);
+            spread(&self.zero_groups, groups, per_group, blocks, self.stride, &mut self.zeros);
         }
     }
 }
 
 /// (rows, groups) zero points with the stored offset; in the file a word holds those of a few rows, lowest bits first.
-fn read_zeros(bits: Bits, bytes: &[u8], rows: Range<usize>, groups: usize) -> Vec<i32> {
+fn read_zeros(bits: Bits, bytes: &[u8], rows: Range<usize>, groups: usize, out: &mut Vec<i32>) {
     let words = bytes.as_chunks::<4>().0;
     let (count, per_word) = (bits.count(), 32 / bits.count());
     let mask = (1u32 << count) - 1;
-    let row = |r: usize| {
-        let words = words.get(r / per_word * groups..(r / per_word + 1) * groups).unwrap_or_default();
-        words.iter().map(move |word| (u32::from_le_bytes(*word) >> (r % per_word * count) & mask) as i32)
-    };
-    rows.flat_map(row).collect()
+    out.resize(rows.len() * groups, 0);
+    for (r, out) in rows.zip(out.chunks_exact_mut(groups.max(1))) {
+        let (first, shift) = (r / per_word * groups, r % per_word * count);
+        for (out, word) in out.iter_mut().zip(words.get(first..).unwrap_or_default()) {
+            *out = (u32::from_le_bytes(*word) >> shift & mask) as i32;
+        }
+    }
 }
 
 /// Repeats each row's group values for every block of the group.

@@ -8,23 +8,26 @@ impl Engine {
     /// Frees what is not in use; see [`TrimLevel`]. Answers stay what they were: what is needed again is read or computed
     /// again. Waits for the pass in progress. Where sessions of other threads go on meanwhile, bytes are estimates.
     pub fn trim(&self, level: TrimLevel) -> TrimReport {
-        let mut report = TrimReport::default();
-        let mut before = self.memory();
-        report.evicted = self.evict_idle();
-        report.prefixes = self.forget_prefixes();
+        let before = self.memory();
+        let (evicted, prefixes) = (self.evict_idle(), self.forget_prefixes());
+        let (mut dropped_caches, mut mapped) = (0, 0);
         if level == TrimLevel::Critical {
-            report.dropped_caches = self.shared.drop_idle_caches();
+            dropped_caches = self.shared.drop_idle_caches();
             self.shared.trim_device();
-            report.mapped = self.model().weights.matrices.iter().map(Matrix::release_pages).sum();
+            mapped = self.model().weights.matrices.iter().map(Matrix::release_pages).sum();
         }
         let after = self.memory();
         // A device that was lost meanwhile holds nothing, and gave nothing back either.
-        if after.weights < before.weights {
-            before = after;
-        }
-        report.adapters = before.tails.saturating_sub(after.tails);
-        report.caches = before.caches.saturating_sub(after.caches);
-        report.scratch = before.scratch.saturating_sub(after.scratch);
+        let before = if after.weights < before.weights { after } else { before };
+        let report = TrimReport {
+            adapters: before.tails.saturating_sub(after.tails),
+            evicted,
+            prefixes,
+            caches: before.caches.saturating_sub(after.caches),
+            dropped_caches,
+            scratch: before.scratch.saturating_sub(after.scratch),
+            mapped,
+        };
         log::info!("trim: {} bytes freed, {} caches dropped", report.freed(), report.dropped_caches);
         report
     }

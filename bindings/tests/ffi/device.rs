@@ -44,7 +44,7 @@ fn a_model_that_does_not_fit_says_what_would() {
         !plan.fits && plan.least_bytes < Some(whole.total_bytes) && reason.contains("available"),
         "{reason}"
     );
-    assert_eq!(memory_plan(tight.clone()).unwrap(), plan);
+    assert_eq!(memory_plan(tight.clone()).unwrap(), *plan);
     let Availability::Unavailable { reason, .. } = availability(tight.clone()) else { panic!("available") };
     assert_eq!(reason, UnavailableReason::NotEnoughMemory);
     let fitting = EngineConfig { context_size: plan.fitting_context_size, ..tight.clone() };
