@@ -154,7 +154,8 @@ fn idle_adapters_make_room() {
 fn work_that_takes_every_device_down_moves_to_the_cpu_or_fails() {
     let model = model();
     let tokens = prompt(1, 20);
-    let watchdog = || Arc::new(Mutex::new(Plan { most_tokens: Some(CHUNK - 1), ..Plan::default() }));
+    let watchdog =
+        || Arc::new(Mutex::new(Plan { most_tokens: Some((CHUNK - 1, Fault::Lost)), ..Plan::default() }));
 
     let plan = watchdog();
     let alone = on_cpu(&model, &plan, TIGHT);

@@ -217,20 +217,39 @@ fn a_device_lost_at_any_call_changes_nothing_for_any_session() {
     }
 }
 
-#[test]
-fn a_batch_that_takes_every_device_down_is_given_up_for_passes_alone() {
-    let model = model();
-    // Chunks of prompts pass, batches of more rows do not.
-    let plan = Arc::new(Mutex::new(Plan { most_tokens: Some(3), ..Plan::default() }));
-    let engine = on_cpu(&model, &plan);
+/// Five sessions on a device where passes of more than three tokens, and so batches, fail; what happened, and the engine.
+fn five(model: &Model, fault: Option<Fault>) -> (Vec<Talk>, Shared) {
+    let most_tokens = fault.map(|fault| (3, fault));
+    let plan = Arc::new(Mutex::new(Plan { most_tokens, ..Plan::default() }));
+    let engine = on_cpu(model, &plan);
     let mut talks: Vec<Talk> = (0..5u64)
         .map(|i| Talk::new(session(&engine, &[adapter(&engine, i)]).unwrap(), prompt(i, 3), greedy(12)))
         .collect();
     advance(&engine, &mut talks, Way::Together, 1000);
-    assert!(talks.iter().all(|talk| talk.given.len() == 1), "all end");
+    (talks, plan)
+}
+
+#[test]
+fn a_batch_that_takes_every_device_down_is_given_up_for_passes_alone() {
+    let model = model();
+    let (expected, _) = five(&model, None);
+    let (talks, plan) = five(&model, Some(Fault::Lost));
+    same(&talks, &expected, "lost");
     let events = &plan.lock().unwrap().events;
     let lost = events.iter().filter(|e| matches!(e, EngineEvent::DeviceLost { .. })).count();
     assert!((1..=2).contains(&lost), "{events:?}");
+}
+
+#[test]
+fn a_batch_that_never_has_room_is_computed_one_by_one() {
+    let model = model();
+    let (expected, _) = five(&model, None);
+    let (talks, plan) = five(&model, Some(Fault::OutOfMemory));
+    same(&talks, &expected, "no room");
+    assert!(talks.iter().all(|talk| talk.failures == 0), "nobody is told");
+    assert_eq!(plan.lock().unwrap().events, []);
+    let cached = |talk: &Talk| talk.usage.unwrap().cached_tokens;
+    assert_eq!(talks.iter().map(cached).collect::<Vec<_>>(), expected.iter().map(cached).collect::<Vec<_>>());
 }
 
 #[test]

@@ -35,8 +35,8 @@ pub struct Plan {
     pub calls: usize,
     /// By number of the call, from 1.
     pub faults: HashMap<usize, Fault>,
-    /// Every pass of more tokens takes the device down, as a watchdog does.
-    pub most_tokens: Option<usize>,
+    /// What every pass of more tokens does: it takes the device down, as a watchdog does, or finds no room.
+    pub most_tokens: Option<(usize, Fault)>,
     /// Whether the device cannot be opened again.
     pub refuses: bool,
     /// Devices opened again.
@@ -63,7 +63,7 @@ impl<D: Device> Faulty<D> {
             plan.calls += 1;
             let number = plan.calls;
             let planned = plan.faults.get(&number).copied();
-            planned.or(plan.most_tokens.filter(|most| tokens > *most).map(|_| Fault::Lost))
+            planned.or(plan.most_tokens.filter(|(most, _)| tokens > *most).map(|(_, fault)| fault))
         };
         match fault {
             Some(Fault::Lost) => self.lost = true,
