@@ -75,8 +75,9 @@ fn floors_know_only_the_floors_below() {
     never("text", &["crate::cpu", "crate::gpu", "crate::kernels", "crate::session", "crate::engine"]);
     never("device.rs", &above_data);
     for below in ["weights", "adapter", "session", "engine", "engine.rs"] {
-        never(below, &["crate::library"]);
+        never(below, &["crate::library", "crate::router"]);
     }
+    never("router", &["crate::engine", "crate::library", "crate::device", "crate::cpu", "crate::gpu"]);
 }
 
 #[test]

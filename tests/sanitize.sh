@@ -24,7 +24,7 @@ fail() { echo "sanitize.sh: $*" >&2; exit 1; }
 case $tool in
 valgrind)
     command -v valgrind >/dev/null || fail "valgrind is missing (Debian's package has this name)"
-    export CALORA_SOAK_OPERATIONS=${CALORA_SOAK_OPERATIONS:-100}
+    export CALORA_SOAK_OPERATIONS=${CALORA_SOAK_OPERATIONS:-100} CALORA_SOAK_STUCK_SECONDS=3000
     cargo test --workspace --features calora-models/train --locked --no-run --message-format=json |
         python3 -c '
 import json, sys
@@ -36,8 +36,9 @@ for line in sys.stdin:
         while read -r test; do
             echo "== $test"
             # Threads that were started once and wait for ever hold what is "possibly" lost.
-            valgrind -q --error-exitcode=99 --leak-check=full --show-leak-kinds=definite \
-                --errors-for-leak-kinds=definite "$test" "${skip[@]}" </dev/null
+            # Threads take turns under valgrind, and idle ones spin: without fairness the others starve.
+            valgrind -q --fair-sched=yes --error-exitcode=99 --leak-check=full --show-leak-kinds=definite \
+                --errors-for-leak-kinds=definite "$test" "${skip[@]}" --test-threads=1 </dev/null
         done
     ;;
 address | thread)

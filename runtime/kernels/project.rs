@@ -227,7 +227,11 @@ impl Project {
 
     pub(crate) fn name(&self) -> String {
         let activations = if self.int8 { "int8" } else { "f32" };
-        let tail = self.tail.map_or("none".into(), |t| format!("{t:?}"));
+        let tail = match self.tail {
+            None => "none".to_owned(),
+            Some(Tail::Fused(kind)) => format!("{kind:?}"),
+            Some(Tail::Summed) => "Summed".to_owned(),
+        };
         format!("{:?} {} · {} · x {activations} · tail {tail}", self.shape, self.width, self.matrix)
     }
 

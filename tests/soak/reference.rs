@@ -36,6 +36,12 @@ impl Reference {
         Self { engine, adapters, answers: Mutex::default(), likelihoods: Mutex::default() }
     }
 
+    /// Empties the tables.
+    pub fn forget(&self) {
+        *self.answers.lock().unwrap() = HashMap::new();
+        *self.likelihoods.lock().unwrap() = HashMap::new();
+    }
+
     /// The answer to a prompt, by its number.
     pub fn answer(&self, list: &[(usize, f32)], told: bool, said: &[Message], prompt: usize) -> Arc<Answer> {
         let key = key(list, told, said, prompt);

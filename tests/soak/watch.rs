@@ -8,8 +8,6 @@ use std::time::{Duration, Instant};
 
 use crate::heap::live;
 
-/// Nothing that a worker does takes a tenth of this, on a busy machine either.
-const STUCK: Duration = Duration::from_secs(120);
 const GLANCE: Duration = Duration::from_millis(25);
 
 pub struct Watch {
@@ -19,6 +17,8 @@ pub struct Watch {
     failed: AtomicBool,
     /// What each worker is doing, from when on.
     doing: Vec<Mutex<(String, Instant)>>,
+    /// How long one operation may take.
+    stuck: Duration,
     /// (operations done, bytes allocated, bytes of memory that is no file's).
     samples: Mutex<Vec<(u64, [u64; 2])>>,
 }
@@ -36,10 +36,12 @@ impl Drop for Ends<'_> {
 }
 
 impl Watch {
-    pub fn new(threads: usize, operations: u64) -> Self {
+    pub fn new(threads: usize, operations: u64, stuck: Duration) -> Self {
         let doing = (0..threads).map(|_| Mutex::new(("nothing yet".to_owned(), Instant::now()))).collect();
+        // Room for all, so that watching is no leak itself.
+        let samples = Mutex::new(Vec::with_capacity(1 << 16));
         let (over, failed) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { operations, done: AtomicU64::new(0), over, failed, doing, samples: Mutex::default() }
+        Self { operations, done: AtomicU64::new(0), over, failed, doing, stuck, samples }
     }
 
     pub fn ends_with(&self, thread: usize) -> Ends<'_> {
@@ -61,12 +63,20 @@ impl Watch {
         self.over.store(true, Ordering::Release);
     }
 
+    pub fn begin(&self) {
+        self.over.store(false, Ordering::Release);
+    }
+
     pub fn run(&self) {
         while !self.over.load(Ordering::Acquire) {
             let sample = (self.done.load(Ordering::Relaxed), [live(), resident()]);
-            self.samples.lock().unwrap().push(sample);
+            let mut samples = self.samples.lock().unwrap();
+            if samples.len() < samples.capacity() {
+                samples.push(sample);
+            }
+            drop(samples);
             let doing: Vec<_> = self.doing.iter().map(|one| one.lock().unwrap().clone()).collect();
-            if doing.iter().any(|(what, since)| what != "done" && since.elapsed() > STUCK) {
+            if doing.iter().any(|(what, since)| what != "done" && since.elapsed() > self.stuck) {
                 let mut text = "a thread is stuck\n".to_owned();
                 for (thread, (what, since)) in doing.iter().enumerate() {
                     text += &format!("thread {thread}, for {:.0} s: {what}\n", since.elapsed().as_secs_f64());
@@ -95,7 +105,7 @@ impl Watch {
 }
 
 /// Bytes of memory that is no file's.
-fn resident() -> u64 {
+pub fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap_or("0");
     line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024

@@ -48,8 +48,8 @@ impl<'w> Worker<'w> {
         ("look", Self::look, 3),
     ];
 
-    pub fn new(world: &'w World, watch: &'w Watch, seed: u64, thread: usize) -> Self {
-        let rng = Random(seed.wrapping_mul(1_000_003).wrapping_add(thread as u64));
+    pub fn new(world: &'w World, watch: &'w Watch, (seed, part): (u64, u64), thread: usize) -> Self {
+        let rng = Random(seed.wrapping_mul(1_000_003).wrapping_add(1000 * part + thread as u64));
         Self { world, watch, rng, seed, thread, number: 0, calls: 0 }
     }
 

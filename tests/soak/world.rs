@@ -140,11 +140,19 @@ impl World {
         [memory.weights, memory.caches, memory.tails]
     }
 
-    /// Makes a lost device again.
-    pub fn answer_once(&self) {
+    /// Lets go of everything that somebody may hold for later, on a device that is there.
+    pub fn rest(&self) {
+        self.pool.lock().unwrap().clear();
+        self.replaced.lock().unwrap().clear();
+        self.reference.forget();
+        self.library.release();
+        self.engine.evict_idle();
         self.plan.lock().unwrap().faults.clear();
         let mut session = self.engine.session(SessionOptions::default()).unwrap();
         session.visit_logits(&[1], 0, |_, _| {}).unwrap();
+        drop(session);
+        self.engine.evict_idle();
+        self.engine.forget_prefixes();
     }
 
     /// Lets go of the folder; where it was.
