@@ -25,7 +25,7 @@ pub use observe::{Inputs, Observer, Stage};
 use crate::adapter::Tail;
 use crate::device::{
     Activations, Answer, CacheId, Device, DeviceInfo, DeviceMemory, Forward, Model, TailId, check_pass,
-    check_positions, check_tail, position_bytes,
+    check_positions, check_scales, check_tails, position_bytes,
 };
 use crate::error::{Error, Result};
 use cache::Cache;
@@ -112,6 +112,10 @@ impl CpuDevice {
             Some(id) => Some(self.tails.get(&id).ok_or_else(|| unknown("tail", id.0))?),
             None => None,
         };
+        let tail = match tail {
+            Some(tail) if check_scales(pass.scales, tail.adapters)? => Some((tail, pass.scales)),
+            _ => None,
+        };
         let cache = self.caches.get_mut(&pass.cache).ok_or_else(|| unknown("cache", pass.cache.0))?;
         check_pass(&self.model.recipe, &self.info, pass, cache.capacity)?;
         let run = Run {
@@ -161,9 +165,9 @@ impl Device for CpuDevice {
         self.caches.remove(&cache);
     }
 
-    fn load_tail(&mut self, tail: &Tail) -> Result<TailId> {
-        check_tail(&self.model.recipe, tail)?;
-        let resident = ResidentTail::new(tail, self.info.activations)?;
+    fn load_tails(&mut self, tails: &[&Tail]) -> Result<TailId> {
+        check_tails(&self.model.recipe, tails)?;
+        let resident = ResidentTail::new(tails, self.info.activations)?;
         let id = TailId(self.new_id());
         self.tails.insert(id, resident);
         Ok(id)

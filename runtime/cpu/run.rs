@@ -11,7 +11,7 @@ use super::matmul::Projection;
 use super::norm::rms_norm;
 use super::observe::{Inputs, Observer};
 use super::rope::Angles;
-use super::tail::{LinearTail, ResidentTail};
+use super::tail::{ResidentBranch, ResidentTail};
 use super::threads::Workers;
 use crate::arch::{Activation, LinearId, Output, Recipe, Slot, Step, VectorId};
 use crate::device::{Activations, Answer, Want, Weights};
@@ -33,7 +33,7 @@ pub(super) struct Scratch {
     angles: Angles,
     /// Projected rows, (R, T) for each linear of a step.
     staging: Vec<f32>,
-    /// Inner values of the tails, (r, T) for each linear of a step.
+    /// Inner values of the branches of a step, (r, T) each.
     inner: Vec<f32>,
 }
 
@@ -76,7 +76,8 @@ pub(super) struct Run<'a> {
     pub(super) kernels: &'a Kernels,
     pub(super) workers: &'a Workers,
     pub(super) activations: Activations,
-    pub(super) tail: Option<&'a ResidentTail>,
+    /// With the scales of its adapters.
+    pub(super) tail: Option<(&'a ResidentTail, &'a [f32])>,
     pub(super) cache: &'a mut Cache,
     pub(super) tokens: &'a [u32],
     pub(super) position: usize,
@@ -93,12 +94,22 @@ struct Job<'a> {
     parts: Vec<(usize, &'a mut [f32])>,
 }
 
-/// One linear of a step with all that is added to it.
+/// One linear of a step with what is added to it, branches left out.
 struct Part<'a> {
     projection: &'a Projection,
     form: Form,
     bias: Option<&'a [f32]>,
-    tail: Option<(&'a LinearTail, Range<usize>)>,
+}
+
+/// A branch that acts in a step.
+struct Attached<'a> {
+    /// The linear's place in the step.
+    part: usize,
+    branch: &'a ResidentBranch,
+    /// Its scaling times its adapter's scale.
+    factor: f32,
+    /// Of the step's inner values.
+    inner: Range<usize>,
 }
 
 impl Run<'_> {
@@ -168,21 +179,23 @@ impl Run<'_> {
         scratch: &mut Scratch,
     ) {
         let count = tokens.len();
-        let mut inner_len = 0;
         let parts: Vec<Part<'_>> = linears
             .iter()
             .map(|id| {
                 let linear = &self.recipe.linears[id.0];
                 let projection = &self.projections[linear.matrix.0];
-                let tail = self.tail.and_then(|t| t.linears.get(id.0)?.as_ref()).map(|tail| {
-                    let start = inner_len;
-                    inner_len += tail.rank() * count;
-                    (tail, start..inner_len)
-                });
                 let bias = linear.bias.map(|b| self.weights.vectors[b.0].as_slice());
-                Part { projection, form: projection.form(self.activations), bias, tail }
+                Part { projection, form: projection.form(self.activations), bias }
             })
             .collect();
+        let (mut branches, mut inner_len) = (Vec::new(), 0);
+        for (part, id) in linears.iter().enumerate() {
+            for (branch, factor) in self.tail.iter().flat_map(|(tail, scales)| tail.acting(*id, scales)) {
+                let start = inner_len;
+                inner_len += branch.rank * count;
+                branches.push(Attached { part, branch, factor, inner: start..inner_len });
+            }
+        }
         let Some(first) = parts.first() else { return };
 
         let cols = first.projection.cols;
@@ -203,7 +216,7 @@ impl Run<'_> {
 
         let mut inner = std::mem::take(&mut scratch.inner);
         inner.resize(inner_len, 0.0);
-        self.shrink(&parts, &x, &mut inner);
+        self.shrink(&branches, &x, &mut inner);
 
         let mut staging = std::mem::take(&mut scratch.staging);
         let rows: usize = parts.iter().map(|p| p.projection.rows).sum();
@@ -215,7 +228,10 @@ impl Run<'_> {
         let jobs = self.jobs(&parts, gate.is_some(), count, &mut staging);
         self.workers.each(jobs, |mut job| {
             for (part, out) in &mut job.parts {
-                self.rows(&parts[*part], &x, &inner, job.rows.clone(), out);
+                self.rows(&parts[*part], &x, job.rows.clone(), out);
+                for b in branches.iter().filter(|b| b.part == *part) {
+                    b.branch.add(job.rows.clone(), &inner[b.inner.clone()], count, out);
+                }
             }
             if let (Some(Activation::Silu), [(_, gate), (_, up)]) = (gate, &mut job.parts[..]) {
                 gate.iter_mut().zip(&**up).for_each(|(gate, up)| *gate = silu(*gate) * up);
@@ -248,24 +264,23 @@ impl Run<'_> {
         (scratch.input, scratch.inner, scratch.staging) = (x, inner, staging);
     }
 
-    /// The inner values of all tails of a step: one look at the input for all linears that share it.
-    fn shrink(&self, parts: &[Part<'_>], x: &Input, inner: &mut [f32]) {
+    /// The inner values of all branches of a step: one look at the input for all linears that share it.
+    fn shrink(&self, branches: &[Attached<'_>], x: &Input, inner: &mut [f32]) {
         let count = x.tokens();
         let mut jobs = Vec::new();
         let mut rest = inner;
-        for (tail, range) in parts.iter().filter_map(|p| p.tail.as_ref()) {
-            let (own, after) = rest.split_at_mut(range.len());
+        for Attached { branch, factor, inner, .. } in branches {
+            let (own, after) = rest.split_at_mut(inner.len());
             rest = after;
-            let pieces = self.workers.pieces(tail.rank() * tail.down.cols * count, tail.rank());
-            let per_job = tail.rank().div_ceil(pieces);
+            let pieces = self.workers.pieces(branch.rank * branch.down.cols * count, branch.rank);
+            let per_job = branch.rank.div_ceil(pieces);
             for (i, out) in own.chunks_mut(per_job * count).enumerate() {
-                jobs.push((*tail, i * per_job, out));
+                jobs.push((*branch, *factor, i * per_job, out));
             }
         }
-        self.workers.each(jobs, |(tail, first, out)| {
-            let rows = first..first + out.len() / count;
-            tail.down.project(self.kernels, x, Form::Plain, rows.clone(), out);
-            tail.activate(rows, out, count);
+        self.workers.each(jobs, |(branch, factor, first, out)| {
+            branch.down.project(self.kernels, x, Form::Plain, first..first + out.len() / count, out);
+            branch.activate(factor, out);
         });
     }
 
@@ -298,17 +313,14 @@ impl Run<'_> {
         jobs
     }
 
-    /// `out = W x + bias + tail` for some rows of one linear.
-    fn rows(&self, part: &Part<'_>, x: &Input, inner: &[f32], rows: Range<usize>, out: &mut [f32]) {
+    /// `out = W x + bias` for some rows of one linear.
+    fn rows(&self, part: &Part<'_>, x: &Input, rows: Range<usize>, out: &mut [f32]) {
         let count = x.tokens();
         part.projection.project(self.kernels, x, part.form, rows.clone(), out);
         if let Some(bias) = part.bias {
-            for (out, bias) in out.chunks_exact_mut(count).zip(&bias[rows.clone()]) {
+            for (out, bias) in out.chunks_exact_mut(count).zip(&bias[rows]) {
                 out.iter_mut().for_each(|out| *out += bias);
             }
-        }
-        if let Some((tail, range)) = &part.tail {
-            tail.add(rows, &inner[range.clone()], count, out);
         }
     }
 }

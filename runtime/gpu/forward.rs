@@ -8,6 +8,9 @@ use crate::arch::{Output, Slot, Step};
 use crate::device::{Answer, Forward, Want};
 use crate::error::Result;
 
+/// Resident adapters and how strongly each acts.
+type Scaled<'a> = (&'a GpuTail, &'a [f32]);
+
 impl GpuDevice {
     /// Writes what the pass reads: ids and the angles of its positions.
     fn write_inputs(&self, pass: &Forward<'_>) -> Result<()> {
@@ -32,7 +35,7 @@ impl GpuDevice {
         &mut self,
         recording: &mut Recording,
         pass: &Forward<'_>,
-        tail: Option<&GpuTail>,
+        tail: Option<Scaled<'_>>,
     ) -> Result<()> {
         let recipe = self.model.recipe.clone();
         for (step, kind) in recipe.steps.iter().enumerate() {
@@ -55,7 +58,7 @@ impl GpuDevice {
         &mut self,
         recording: &mut Recording,
         (first, tokens): (usize, usize),
-        tail: Option<&GpuTail>,
+        tail: Option<Scaled<'_>>,
     ) -> Result<()> {
         let recipe = self.model.recipe.clone();
         for (step, kind) in recipe.steps.iter().enumerate() {
@@ -73,10 +76,10 @@ impl GpuDevice {
         &mut self,
         recording: &mut Recording,
         p: &Projection<'_>,
-        tail: Option<&GpuTail>,
+        tail: Option<Scaled<'_>>,
     ) -> Result<()> {
-        let step_tail = tail.and_then(|t| t.steps.get(p.step)?.as_ref());
-        self.record_project(recording, p, step_tail, tail.map(|t| t.kind))
+        let step_tail = tail.and_then(|(tail, scales)| Some((tail.steps.get(p.step)?.as_ref()?, scales)));
+        self.record_project(recording, p, step_tail, tail.map(|(tail, _)| tail.kind))
     }
 
     /// Submits a recording and reads `bytes` back from a buffer.
@@ -108,7 +111,7 @@ impl GpuDevice {
     }
 
     /// Runs a checked pass.
-    pub(super) fn run(&mut self, pass: &Forward<'_>, tail: Option<&GpuTail>) -> Result<Answer> {
+    pub(super) fn run(&mut self, pass: &Forward<'_>, tail: Option<Scaled<'_>>) -> Result<Answer> {
         let (tokens, vocab) = (pass.tokens.len(), self.model.recipe.shape.vocab);
         self.dispatches = 0;
         self.write_inputs(pass)?;

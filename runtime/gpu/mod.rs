@@ -28,7 +28,7 @@ use crate::adapter::Tail;
 use crate::arch::{MatrixId, Recipe, Step, VectorId};
 use crate::device::{
     Activations, Answer, CacheId, Device, DeviceInfo, DeviceMemory, Forward, Model, TailId, check_pass,
-    check_positions, check_tail, position_bytes,
+    check_positions, check_scales, check_tails, position_bytes,
 };
 use crate::error::{Error, Result};
 use crate::kernels::attention::MAX_DIM;
@@ -226,15 +226,16 @@ impl Device for GpuDevice {
         self.caches.remove(&cache);
     }
 
-    fn load_tail(&mut self, tail: &Tail) -> Result<TailId> {
-        check_tail(&self.model.recipe, tail)?;
+    fn load_tails(&mut self, tails: &[&Tail]) -> Result<TailId> {
+        check_tails(&self.model.recipe, tails)?;
         let options = TailOptions {
             activations: self.info.activations,
             half: self.caps.f16,
             max_tokens: self.info.max_tokens,
         };
         let (context, recipe) = (&self.context, &self.model.recipe);
-        let resident = GpuTail::upload(context, &mut self.pipelines, recipe, &self.matrices, tail, &options)?;
+        let resident =
+            GpuTail::upload(context, &mut self.pipelines, recipe, &self.matrices, tails, &options)?;
         let id = TailId(self.new_id());
         self.tails.insert(id, resident);
         Ok(id)
@@ -265,7 +266,8 @@ impl Device for GpuDevice {
         let Some(tail) = self.tails.remove(&id) else {
             return Err(Error::option("tail", id.0, "this device has no such adapter"));
         };
-        let answer = self.run(pass, Some(&tail));
+        let answer = check_scales(pass.scales, tail.adapters)
+            .and_then(|acts| self.run(pass, acts.then_some((&tail, pass.scales))));
         self.tails.insert(id, tail);
         answer
     }

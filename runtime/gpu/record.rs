@@ -5,7 +5,7 @@ use super::pipeline::PARAMS_STRIDE;
 use super::scratch::{Place, stride};
 use super::tail::StepTail;
 use crate::arch::{LinearId, MatrixId, Output, Slot, VectorId};
-use crate::device::{Activations, Forward};
+use crate::device::{Activations, Forward, scale_of};
 use crate::error::{Error, Result};
 use crate::kernels::attention::{Attention, Combine, CombineParams, Spans};
 use crate::kernels::prepare::{Order, Prepare};
@@ -150,12 +150,12 @@ impl GpuDevice {
         &mut self,
         recording: &mut Recording,
         p: &Projection<'_>,
-        tail: Option<&StepTail>,
+        tail: Option<(&StepTail, &[f32])>,
         tail_kind: Option<project::TailKind>,
     ) -> Result<()> {
         let inputs = self.record_prepare(recording, p, tail.is_some())?;
         let (x, x_row) = inputs.float;
-        if let (Some(tail), Some(kind)) = (tail, tail_kind) {
+        if let (Some((tail, scales)), Some(kind)) = (tail, tail_kind) {
             let kernel = shrink::Shrink { width: self.width, tail: kind };
             let blocks = self.matrices[self.matrix_of(p.linears[0])].blocks;
             let params = shrink::Params {
@@ -163,11 +163,13 @@ impl GpuDevice {
                 blocks: blocks as u32,
                 x_row: x_row as u32,
                 pad: 0,
+                scales: std::array::from_fn(|adapter| scale_of(scales, adapter)),
             };
             let grid = shrink::Shrink::grid(tail.ranks, p.tokens);
             let adapter = [None, Some(tail.shrink.clone())];
             self.dispatch(recording, Kernel::Shrink(kernel), adapter, &[Place::Params, x], &params, grid)?;
         }
+        let tail = tail.map(|(tail, _)| tail);
         for (i, id) in p.linears.iter().enumerate() {
             let (slot, mode) = match p.output {
                 Output::Store(slots) => (slots[i], Mode::Store),

@@ -241,12 +241,12 @@ fn pass(
     adapters: Option<&ResidentAdapter>,
     want: Want,
 ) -> Result<Option<Answer>> {
-    let tail = adapters.map(ResidentAdapter::tail).transpose()?;
-    if tail.is_some_and(|tail| tail.epoch != cache.epoch) {
+    let acting = adapters.map(ResidentAdapter::acting).transpose()?.flatten();
+    if acting.is_some_and(|(tail, _)| tail.epoch != cache.epoch) {
         return Ok(None);
     }
-    let tail = tail.map(|tail| tail.id);
-    shared.forward(cache.epoch, &Forward { tokens, position, cache: cache.id, tail, want })
+    let (tail, scales) = acting.map_or((None, &[][..]), |(tail, scales)| (Some(tail.id), scales));
+    shared.forward(cache.epoch, &Forward { tokens, position, cache: cache.id, tail, scales, want })
 }
 
 /// How many tokens two texts begin with alike.

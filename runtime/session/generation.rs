@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::options::{FinishReason, GenerationOptions, ResponseChunk, Usage};
+use super::resident::{ResidentAdapter, unfit_scales};
 use super::sampler::Sampler;
 use super::stop::StopTexts;
 use super::{Message, Role, Session};
@@ -58,6 +59,8 @@ pub struct Generation {
     decoder: Option<TextStream>,
     stops: StopTexts,
     sampler: Sampler,
+    /// The session's adapters with scales of the request's own.
+    scaled: Option<ResidentAdapter>,
     max_tokens: usize,
     ignore_end_of_turn: bool,
     clock: Clock,
@@ -90,6 +93,12 @@ impl Generation {
             Err(e) if prompt.is_some() || !options.stop.is_empty() => return Err(e),
             Err(_) => None,
         };
+        let scales = options.adapter_scales.as_slice();
+        let scaled = match &session.adapters {
+            _ if scales.is_empty() => None,
+            Some(adapters) => Some(adapters.scaled(scales)?),
+            None => return Err(unfit_scales(scales.len(), 0)),
+        };
         let serial = NEXT.fetch_add(1, Ordering::Relaxed);
         session.generation = serial;
         session.losses = 0;
@@ -106,6 +115,7 @@ impl Generation {
             decoder,
             stops: StopTexts::new(&options.stop),
             sampler,
+            scaled,
             max_tokens: options.max_tokens.unwrap_or(usize::MAX),
             ignore_end_of_turn: options.ignore_end_of_turn,
             tokens,
@@ -126,7 +136,11 @@ impl Generation {
         if session.generation != self.serial {
             self.phase = Phase::Over;
         }
+        let attached = self.scaled.clone().map(|scaled| session.adapters.replace(scaled));
         let result = self.advance(session);
+        if let Some(attached) = attached {
+            session.adapters = attached;
+        }
         if result.is_err() {
             self.roll_back(session);
         }
