@@ -179,6 +179,9 @@ pub struct CacheId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TailId(pub u64);
 
+/// The most adapters that are resident as one: their scales travel with the parameters of each pass.
+pub const MOST_ADAPTERS: usize = 12;
+
 /// Which result of a forward pass is read back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
@@ -212,8 +215,11 @@ pub struct Forward<'a> {
     pub position: usize,
     /// The cache that is read and extended.
     pub cache: CacheId,
-    /// The attached adapter.
+    /// The attached adapters.
     pub tail: Option<TailId>,
+    /// How strongly each of them acts, in the order in which they were loaded; empty for 1 everywhere. One of scale 0 is
+    /// left out, and where all are, the pass is that without a tail, to the bit.
+    pub scales: &'a [f32],
     /// What to read back.
     pub want: Want,
 }
@@ -237,15 +243,21 @@ pub trait Device: Send {
     /// Forgets a cache; an unknown id is ignored.
     fn drop_cache(&mut self, cache: CacheId);
 
-    /// Makes branches resident; refuses shapes that do not fit the model and values that are not finite.
-    fn load_tail(&mut self, tail: &Tail) -> Result<TailId>;
+    /// Makes adapters resident as one, their ranks side by side, at most [`MOST_ADAPTERS`]; refuses shapes that do not fit
+    /// the model and values that are not finite.
+    fn load_tails(&mut self, tails: &[&Tail]) -> Result<TailId>;
+
+    /// [`Device::load_tails`] of one.
+    fn load_tail(&mut self, tail: &Tail) -> Result<TailId> {
+        self.load_tails(&[tail])
+    }
 
     /// Forgets a resident adapter; an unknown id is ignored.
     fn drop_tail(&mut self, tail: TailId);
 
-    /// Bytes that branches are going to take when they are resident, from their shapes and types; at most.
-    fn tail_bytes(&self, tail: &Tail) -> u64 {
-        tail.byte_len() as u64
+    /// Bytes that adapters are going to take when they are resident as one, from their shapes and types; at most.
+    fn tail_bytes(&self, tails: &[&Tail]) -> u64 {
+        tails.iter().map(|tail| tail.byte_len() as u64).sum()
     }
 
     /// Gives back working memory that the next pass can make again.
@@ -344,7 +356,40 @@ pub(crate) fn in_order(order: &[usize], answers: Vec<Answer>) -> Vec<Answer> {
     placed.into_iter().map(|(_, answer)| answer).collect()
 }
 
-/// Checks that every device makes before branches become resident.
+/// Checks that every device makes before it attaches what `adapters` adapters are resident as; whether any of them acts.
+pub(crate) fn check_scales(scales: &[f32], adapters: usize) -> Result<bool> {
+    if !scales.is_empty() && scales.len() != adapters {
+        let reason = format!("{adapters} adapters are attached, each has one");
+        return Err(Error::option("scales", scales.len(), reason));
+    }
+    match scales.iter().find(|scale| !scale.is_finite()) {
+        Some(scale) => Err(Error::option("scale", scale, "must be a finite number")),
+        None => Ok(scales.is_empty() || scales.iter().any(|scale| *scale != 0.0)),
+    }
+}
+
+/// The scale of one adapter of a pass.
+pub(crate) fn scale_of(scales: &[f32], adapter: usize) -> f32 {
+    scales.get(adapter).copied().unwrap_or(1.0)
+}
+
+/// Checks that every device makes before adapters become resident.
+pub(crate) fn check_tails(recipe: &Recipe, tails: &[&Tail]) -> Result<()> {
+    if tails.len() > MOST_ADAPTERS {
+        let reason = format!("at most {MOST_ADAPTERS} act at once");
+        return Err(Error::option("adapters", tails.len(), reason));
+    }
+    for tail in tails {
+        check_tail(recipe, tail)?;
+        let mut branches = tail.branches.iter().flatten();
+        if let Some(branch) = branches.find(|branch| !branch.scaling.is_finite()) {
+            return Err(Error::option("adapter scaling", branch.scaling, "must be a finite number"));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that an adapter's branches have the shapes of the model's linears.
 pub(crate) fn check_tail(recipe: &Recipe, tail: &Tail) -> Result<()> {
     for (id, list) in tail.branches.iter().enumerate() {
         if id >= recipe.linears.len() {

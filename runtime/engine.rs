@@ -19,7 +19,7 @@ use serde_json::Value;
 
 pub use load::{ActivationChoice, DeviceChoice, EngineOptions, Loadable};
 
-use crate::adapter::{AdapterOptions, Coverage, Tail, TaskAdapter};
+use crate::adapter::{AdapterOptions, BoundTail, Coverage, Tail, TaskAdapter};
 use crate::arch::{ModelShape, Recipe};
 pub use crate::device::LoadProgress;
 use crate::device::{Device, DeviceInfo, DeviceMemory, Model, position_bytes};
@@ -201,7 +201,7 @@ impl Engine {
 
     /// Names branches that were bound to this engine's recipe; shapes are checked when they become resident.
     pub fn adapter(&self, name: impl Into<String>, tail: Tail) -> BoundAdapter {
-        BoundAdapter::new(name.into(), tail, TaskDefaults::default(), None)
+        BoundAdapter::new(name.into(), BoundTail::Made(tail), TaskDefaults::default(), None)
     }
 
     /// Opens a task file or PEFT folder and binds it to this model: headers are read, tensors stay in the file.
@@ -231,20 +231,20 @@ impl Engine {
 
     /// Binds an opened adapter to this model, with a report of what it touches.
     pub fn bind_adapter(&self, adapter: &TaskAdapter) -> Result<(BoundAdapter, Coverage)> {
-        let (tail, coverage) = adapter.bind(self.recipe(), &self.ids_for(adapter)?)?;
+        let (_, coverage) = adapter.bind(self.recipe(), &self.ids_for(adapter)?)?;
         if coverage.does_nothing() {
             log::warn!("adapter {} fits but does nothing: all its branches are zero", adapter.info().name);
         }
-        Ok((self.name_tail(adapter, tail)?, coverage))
+        Ok((self.name_tail(adapter)?, coverage))
     }
 
     /// [`Engine::bind_adapter`] without the report: nothing of the adapter's tensors is read.
     pub fn fit_adapter(&self, adapter: &TaskAdapter) -> Result<BoundAdapter> {
-        let (tail, _) = adapter.fit(self.recipe(), &self.ids_for(adapter)?)?;
-        self.name_tail(adapter, tail)
+        adapter.fit(self.recipe(), &self.ids_for(adapter)?)?;
+        self.name_tail(adapter)
     }
 
-    fn name_tail(&self, adapter: &TaskAdapter, tail: Tail) -> Result<BoundAdapter> {
+    fn name_tail(&self, adapter: &TaskAdapter) -> Result<BoundAdapter> {
         let info = adapter.info();
         let task = TaskDefaults::read(info)?;
         if let Some(private) = adapter.private() {
@@ -252,6 +252,7 @@ impl Engine {
             decrypted.retain(|known| known.strong_count() > 0 && known.as_ptr() != Arc::as_ptr(private));
             decrypted.push(Arc::downgrade(private));
         }
+        let tail = adapter.packed(self.recipe());
         Ok(BoundAdapter::new(info.name.clone(), tail, task, info.canary.clone()))
     }
 
@@ -352,7 +353,7 @@ impl Engine {
 
     /// Bytes that an adapter is going to take on the device that computes, from the shapes and types in its file; at most.
     pub fn adapter_bytes(&self, adapter: &BoundAdapter) -> Result<u64> {
-        self.shared.tail_bytes(adapter.tail())
+        self.shared.tail_bytes(&[&adapter.tail()])
     }
 
     /// Bytes of decrypted adapters in this process's memory: whole files, held while an adapter of them is open. What is

@@ -1,14 +1,15 @@
 // The inner values of the low-rank tail, for all linears that share an input:
-//     inner[i] = scaling[i] * act(down[i] · x)
+//     inner[i] = scaling[i] * scale of its adapter * act(down[i] · x)
 // A workgroup owns four ranks of one token, K across lanes. LoRA rows have no activation, recovery rows an exact GELU.
 struct Params {
     rows: u32,   // ranks of all linears of the step, a multiple of 8
     blocks: u32, // K / 32
     x_row: u32,  // the first input row
     pad0: u32,
+    scales: array<vec4<f32>, 3>, // one for each adapter
 }
 
-@group(1) @binding(1) var<storage, read> factors: array<vec2<f32>>; // (r): scaling; 1 where a GELU stands
+@group(1) @binding(1) var<storage, read> factors: array<vec2<f32>>; // (r): scaling; twice the adapter, plus 1 where a GELU stands
 @group(1) @binding(2) var<storage, read_write> inner: array<f32>; // (T, r)
 @group(2) @binding(0) var<uniform> params: Params;
 @group(2) @binding(1) var<storage, read> x: array<vec4<f32>>; // (T, K/4)
@@ -51,10 +52,13 @@ fn main(lane: Lane) {
     let total = workgroup_sum(sum, lane);
     if lane.index < 4u {
         let factor = factors[first + lane.index];
+        let kind = u32(factor.y);
+        let scale = params.scales[kind / 8u][(kind / 2u) % 4u];
         var value = total[lane.index];
-        if factor.y != 0.0 {
+        if kind % 2u != 0u {
             value = gelu(value);
         }
-        inner[token * params.rows + first + lane.index] = factor.x * value;
+        // What is scaled to nothing is nothing, whatever its branch gave.
+        inner[token * params.rows + first + lane.index] = select(factor.x * scale * value, 0.0, scale == 0.0);
     }
 }

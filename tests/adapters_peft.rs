@@ -48,7 +48,7 @@ fn open(config: &Value, tensors: &[(String, usize, (usize, usize))]) -> Result<T
 
 fn found(adapter: &TaskAdapter) -> Expected {
     let one = |branches: &[calora::adapter::Branch]| (branches[0].rank(), f64::from(branches[0].scaling));
-    adapter.modules().map(|(module, branches)| (module.to_owned(), one(branches))).collect()
+    adapter.modules().map(|(module, branches)| (module.to_owned(), one(&branches))).collect()
 }
 
 fn assert_same(what: &str, found: &Expected, expected: &Expected) {

@@ -67,30 +67,40 @@ impl Bound<'_> {
 }
 
 /// No adapter, LoRA, base recovery with LoRA, GELU recovery alone, and one that leaves linears out, of a high rank.
-fn tails(recipe: &Recipe) -> Vec<Option<Tail>> {
+fn tails(recipe: &Recipe) -> Vec<Vec<Tail>> {
     let lora = random_tail(recipe, 3, 0, DType::F32, 11);
     let recovery = random_tail(recipe, 0, 4, DType::F32, 12);
     let mut sparse = random_tail(recipe, 17, 2, DType::F16, 13);
     sparse.branches.iter_mut().step_by(2).for_each(Vec::clear);
-    let both = Tail::stack(&[(&recovery, 1.0), (&lora, 0.75)]);
-    vec![None, Some(lora), Some(both), Some(recovery), Some(sparse)]
+    vec![vec![], vec![lora.clone()], vec![recovery.clone(), lora], vec![recovery], vec![sparse]]
 }
 
-/// One sequence: its adapter and its two caches.
+/// One sequence: its adapter with a scale, and its two caches.
 struct Sequence {
     tail: Option<TailId>,
+    scales: Vec<f32>,
     alone: CacheId,
     together: CacheId,
     position: usize,
 }
 
 fn sequences(device: &mut dyn Device, recipe: &Recipe, order: &[usize]) -> Vec<Sequence> {
-    let tails: Vec<Option<TailId>> =
-        tails(recipe).iter().map(|tail| tail.as_ref().map(|tail| device.load_tail(tail).unwrap())).collect();
+    let lists = tails(recipe);
+    let mut load = |tails: &Vec<Tail>| {
+        let tails: Vec<&Tail> = tails.iter().collect();
+        (!tails.is_empty()).then(|| device.load_tails(&tails).unwrap())
+    };
+    let tails: Vec<Option<TailId>> = lists.iter().map(&mut load).collect();
     order
         .iter()
-        .map(|i| Sequence {
+        .enumerate()
+        .map(|(place, i)| Sequence {
             tail: tails[*i],
+            // In larger batches the same adapter acts more and less strongly, and not at all.
+            scales: match order.len() {
+                ..=4 => Vec::new(),
+                _ => (0..lists[*i].len()).map(|of| [1.0, 0.5, 0.0, 2.0][(place + of) % 4]).collect(),
+            },
             alone: device.create_cache(200).unwrap(),
             together: device.create_cache(200).unwrap(),
             position: 0,
@@ -106,8 +116,9 @@ fn step(
 ) -> (Vec<Answer>, Vec<Answer>) {
     let mut alone = Vec::new();
     for (s, (tokens, want)) in sequences.iter().zip(work) {
-        let Sequence { tail, alone: cache, position, .. } = **s;
-        alone.push(device.forward(&Forward { tokens, position, cache, tail, want: *want }).unwrap());
+        let Sequence { tail, scales, alone: cache, position, .. } = &**s;
+        let (position, cache, tail, want) = (*position, *cache, *tail, *want);
+        alone.push(device.forward(&Forward { tokens, position, cache, tail, scales, want }).unwrap());
     }
     let passes: Vec<Forward<'_>> = sequences
         .iter()
@@ -117,6 +128,7 @@ fn step(
             position: s.position,
             cache: s.together,
             tail: s.tail,
+            scales: &s.scales,
             want: *want,
         })
         .collect();
@@ -169,12 +181,13 @@ fn check(device: &mut dyn Device, recipe: &Recipe, order: &[usize], bound: Bound
 }
 
 /// Which adapter each sequence has, see [`tails`].
-const ORDERS: [&[usize]; 8] = [
+const ORDERS: [&[usize]; 9] = [
     &[2],
     &[1, 3],
     &[0, 0, 0],
     &[2, 2, 2, 2],
     &[4, 1, 0, 4, 1],
+    &[2, 2, 2, 2, 2],
     &[3, 2, 1, 0, 4, 3],
     &[0, 1, 0, 2, 0, 3, 0],
     &[1, 4, 2, 0, 3, 1, 4, 2],
@@ -237,13 +250,21 @@ fn refused(device: &mut dyn Device, recipe: &Recipe) {
     step(device, &mut [&mut a[0], &mut b[0]], &[first.clone(), first]);
     let (one, two) = (&a[0], &b[0]);
     let tokens = [8u32];
-    let good =
-        Forward { tokens: &tokens, position: 3, cache: one.together, tail: one.tail, want: Want::Argmax };
+    let good = Forward {
+        tokens: &tokens,
+        position: 3,
+        cache: one.together,
+        tail: one.tail,
+        scales: &[],
+        want: Want::Argmax,
+    };
     let other = Forward { cache: two.together, tail: two.tail, ..good };
     let many = [9u32; 64];
     for (bad, what) in [
         (good, "twice in a batch"),
         (Forward { tail: Some(TailId(999)), ..other }, "no such adapter"),
+        (Forward { tail: one.tail, scales: &[1.0, 1.0], ..other }, "one scale too many"),
+        (Forward { tail: one.tail, scales: &[f32::NAN], ..other }, "no number"),
         (Forward { cache: CacheId(999), ..other }, "no such cache"),
         (Forward { tokens: &[], ..other }, "no tokens"),
         (Forward { tokens: &[4000], ..other }, "no such token"),

@@ -158,7 +158,7 @@ fn a_wrong_kernel_is_dropped_and_the_model_computes_rightly() {
         (of("Embed", ""), "columns < vec4<u32>(params.cols)", "columns <= vec4<u32>(params.cols)"),
         (of("Prepare", "int8"), "total / f32(params.cols)", "total / f32(params.blocks * 32u)"),
         (of("Prepare", "int8"), "= scale > 0.0", "= scale > 1.0"),
-        (of("Shrink", ""), "factor.x * value", "factor.x * abs(value)"),
+        (of("Shrink", ""), "factor.x * scale * value", "factor.x * scale * abs(value)"),
         (of("Rope", ""), "params.position + token", "params.position + token + 1u"),
         (of("Attention", ""), "vec4<u32>(tile + p) <= last", "vec4<u32>(tile + p) < last"),
         (of("Combine", ""), "exp(spans[at + params.dim] - largest)", "1.0"),
@@ -212,6 +212,7 @@ fn where_every_variant_fails_the_error_names_the_kernel() {
             position: 0,
             cache,
             tail: None,
+            scales: &[],
             want: calora::device::Want::Argmax,
         };
         assert!(matches!(device.forward(&pass), Err(Error::Gpu { .. })));
@@ -233,7 +234,7 @@ fn scales_and_adapters_take_another_form() {
     });
     for (form, left) in [("Half", ["tail F16", "tail F32"]), ("F16", ["tail Half", "tail F32"])] {
         let meant = move |name: &str| name.starts_with("Shrink") && name.ends_with(form);
-        let fault = replace(meant, "factor.x * value", "factor.y * value");
+        let fault = replace(meant, "factor.x * scale", "factor.y * scale");
         with_fault(fault, || {
             let mut device = open(&model, options(Activations::Int8, None));
             check(form, &model, &mut device);
@@ -241,7 +242,8 @@ fn scales_and_adapters_take_another_form() {
             assert!(chosen(&facts).iter().any(|name| left.iter().any(|l| name.contains(l))), "{facts:?}");
         });
     }
-    let fault = replace(|n| n.starts_with("Shrink") && !n.ends_with("F32"), "factor.x * value", "value");
+    let fault =
+        replace(|n| n.starts_with("Shrink") && !n.ends_with("F32"), "factor.x * scale * value", "value");
     with_fault(fault, || {
         let mut device = open(&model, options(Activations::Int8, None));
         check("only float32 adapters", &model, &mut device);

@@ -65,7 +65,8 @@ fn gpu(model: &Model) -> Box<dyn Device> {
 fn logits(device: &mut dyn Device, ids: &[u32], tail: Option<&Tail>) -> Vec<f32> {
     let cache = device.create_cache(ids.len()).unwrap();
     let resident = tail.map(|t| device.load_tail(t).unwrap());
-    let pass = Forward { tokens: ids, position: 0, cache, tail: resident, want: Want::AllLogits };
+    let pass =
+        Forward { tokens: ids, position: 0, cache, tail: resident, scales: &[], want: Want::AllLogits };
     let Answer::Logits(logits) = device.forward(&pass).unwrap() else { panic!("no logits") };
     device.drop_cache(cache);
     if let Some(resident) = resident {

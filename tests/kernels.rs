@@ -7,7 +7,7 @@ mod common;
 mod gpu;
 
 use calora::Error;
-use calora::adapter::BranchKind;
+use calora::adapter::{BranchKind, Tail};
 use calora::cpu::{CpuDevice, CpuOptions};
 use calora::device::{Activations, Answer, Device, Forward, Model, Want};
 use calora::gpu::{CapsMask, Family, GpuDevice};
@@ -385,6 +385,53 @@ fn swap_and_detach_are_exact() {
     }
 }
 
+#[test]
+fn scales_are_factors_of_the_pass() {
+    let model = random_model(&small_config(), scheme(Int4, Some(32), true), 8);
+    let tokens = ids(&model, 9);
+    let a = random_tail(&model.recipe, 4, 8, DType::F16, 1);
+    let b = random_tail(&model.recipe, 3, 0, DType::F16, 2);
+    let mut faded = a.clone();
+    faded.branches.iter_mut().flatten().for_each(|branch| branch.scaling *= 0.3);
+    let scaled = |device: &mut dyn Device, tails: &[&Tail], scales: &[f32]| {
+        let (cache, tail) = (device.create_cache(9).unwrap(), Some(device.load_tails(tails).unwrap()));
+        let (tokens, want) = (&tokens, Want::AllLogits);
+        match device.forward(&Forward { tokens, position: 0, cache, tail, scales, want }).unwrap() {
+            Answer::Logits(logits) => logits,
+            other => panic!("{other:?} instead of logits"),
+        }
+    };
+    for (variant, activations) in [(&VARIANTS[0], Activations::Int8), (&VARIANTS[2], Activations::F32)] {
+        let mut gpu = open(&model, activations, variant.mask);
+        let never = all_logits(&mut gpu, &tokens, None);
+        let bare = gpu.last_dispatches();
+        assert_eq!(scaled(&mut gpu, &[&a, &b], &[0.0, 0.0]), never, "{}: 0 is detached", variant.name);
+        assert_eq!(gpu.last_dispatches(), bare);
+        let whole = scaled(&mut gpu, &[&a, &b], &[]);
+        assert_eq!(scaled(&mut gpu, &[&a, &b], &[1.0, 1.0]), whole, "{}: 1 is attached", variant.name);
+        let a_alone = scaled(&mut gpu, &[&a], &[]);
+        // Beside another adapter the ranks are summed in other groups.
+        let error = nmse(&scaled(&mut gpu, &[&a, &b], &[1.0, 0.0]), &a_alone);
+        assert!(error < 1e-9, "{}: {error:e}", variant.name);
+        let third = scaled(&mut gpu, &[&a, &b], &[0.3, 1.0]);
+        let error = nmse(&third, &scaled(&mut gpu, &[&faded, &b], &[]));
+        assert!(error < 1e-9, "{}: {error:e}", variant.name);
+        assert!(nmse(&third, &whole) > 1e-4 && nmse(&whole, &a_alone) > 1e-4, "{}", variant.name);
+        let mut cpu = cpu(&model, activations);
+        let on_cpu = scaled(&mut cpu, &[&a, &b], &[0.3, 1.0]);
+        let error = nmse(&third, &on_cpu);
+        assert!(error < if activations == Activations::F32 { 1e-8 } else { 1e-4 }, "{error:e}");
+        let tail = Some(gpu.load_tails(&[&a, &b]).unwrap());
+        let cache = gpu.create_cache(9).unwrap();
+        for scales in [&[1.0][..], &[1.0, f32::NAN], &[1.0; 3]] {
+            let want = Want::Nothing;
+            let refused = gpu.forward(&Forward { tokens: &tokens, position: 0, cache, tail, scales, want });
+            assert!(matches!(refused, Err(Error::InvalidOption { .. })), "{scales:?}");
+        }
+        assert!(matches!(gpu.load_tails(&[&a; 13]), Err(Error::InvalidOption { .. })));
+    }
+}
+
 /// Matrices behind bindings of a few kilobytes: parts of every projection, the head and the embedding.
 #[test]
 fn matrices_split_by_rows() {
@@ -444,7 +491,7 @@ fn wrong_passes_are_refused() {
     let cache = device.create_cache(4).unwrap();
     let tail = device.load_tail(&random_tail(&model.recipe, 2, 0, DType::F32, 1)).unwrap();
     let mut run = |tokens: &[u32], position, cache, tail| {
-        device.forward(&Forward { tokens, position, cache, tail, want: Want::LastLogits })
+        device.forward(&Forward { tokens, position, cache, tail, scales: &[], want: Want::LastLogits })
     };
     assert!(matches!(run(&[], 0, cache, None), Err(Error::EmptyPrompt)));
     assert!(matches!(run(&[120], 0, cache, None), Err(Error::TokenOutOfRange { id: 120, .. })));
@@ -465,7 +512,7 @@ fn a_lost_device_says_so() {
     let cache = device.create_cache(4).unwrap();
     device.destroy();
     for _ in 0..2 {
-        let pass = Forward { tokens: &[1], position: 0, cache, tail: None, want: Want::Argmax };
+        let pass = Forward { tokens: &[1], position: 0, cache, tail: None, scales: &[], want: Want::Argmax };
         let error = device.forward(&pass).unwrap_err();
         assert!(matches!(error, Error::DeviceLost { .. }), "{error}");
         let error = device.create_cache(4).unwrap_err();

@@ -307,7 +307,10 @@ fn one_device_takes_up_what_another_computed() {
         let caches: Vec<_> = caches.map(|(positions, d)| d.create_cache(positions).unwrap()).collect();
         let mut pass = |i: usize, position: usize, tokens: &[u32]| {
             let (cache, want) = (caches[i], Want::LastLogits);
-            match devices[i].forward(&Forward { tokens, position, cache, tail: None, want }).unwrap() {
+            match devices[i]
+                .forward(&Forward { tokens, position, cache, tail: None, scales: &[], want })
+                .unwrap()
+            {
                 Answer::Logits(logits) => logits,
                 other => panic!("{other:?}"),
             }
@@ -319,8 +322,14 @@ fn one_device_takes_up_what_another_computed() {
         devices[1].write_cache(caches[1], &bytes).unwrap();
         assert_eq!(devices[1].read_cache(caches[1], 40).unwrap(), bytes, "{activations:?}");
         assert_eq!(devices[1].read_cache(caches[1], 0).unwrap(), Vec::<u8>::new());
-        let pass =
-            Forward { tokens: &[77], position: 40, cache: caches[1], tail: None, want: Want::LastLogits };
+        let pass = Forward {
+            tokens: &[77],
+            position: 40,
+            cache: caches[1],
+            tail: None,
+            scales: &[],
+            want: Want::LastLogits,
+        };
         let Answer::Logits(found) = devices[1].forward(&pass).unwrap() else { panic!("no logits") };
         let nmse = common::nmse(&found, &expected);
         assert!(nmse < 1e-6, "{activations:?}: {nmse}");

@@ -129,7 +129,7 @@ pub struct Residency {
 impl From<calora::engine::ResidencyReport> for Residency {
     fn from(report: calora::engine::ResidencyReport) -> Self {
         let list = |list: &calora::engine::ResidentList| ResidentAdapters {
-            names: list.adapters.iter().map(|(adapter, _)| adapter.name().to_owned()).collect(),
+            names: list.adapters.iter().map(|adapter| adapter.name().to_owned()).collect(),
             bytes: list.bytes,
             in_use: list.holders > 0,
         };

@@ -72,6 +72,11 @@ pub struct GenerationOptions {
     /// Texts that end the response; they are not part of it.
     #[uniffi(default = [])]
     pub stop: Vec<String>,
+    /// How strongly each attached adapter acts in this response, in the order in which they are attached: 1 as trained, 0 as
+    /// if it were not there. By default the scales that they are attached with. What the conversation holds was computed
+    /// with other scales, so a change computes it anew.
+    #[uniffi(default = [])]
+    pub adapter_scales: Vec<f32>,
 }
 
 impl From<&GenerationOptions> for calora::session::GenerationOptions {
@@ -85,6 +90,7 @@ impl From<&GenerationOptions> for calora::session::GenerationOptions {
             repetition_penalty: o.repetition_penalty,
             seed: o.seed,
             stop: o.stop.clone(),
+            adapter_scales: o.adapter_scales.clone(),
             ignore_end_of_turn: false,
         }
     }

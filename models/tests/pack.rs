@@ -23,12 +23,16 @@ fn model() -> Model {
 }
 
 fn logits(model: &Model, tail: &Tail) -> Vec<f32> {
+    scaled_logits(model, &[tail], &[1.0])
+}
+
+fn scaled_logits(model: &Model, tails: &[&Tail], scales: &[f32]) -> Vec<f32> {
     let options = CpuOptions { threads: Some(2), activations: Activations::F32, max_tokens: 64, simd: None };
     let mut device = CpuDevice::new(model, options).unwrap();
     let ids: Vec<u32> = (0..20).map(|i| i * 5 % 128).collect();
     let cache = device.create_cache(32).unwrap();
-    let tail = Some(device.load_tail(tail).unwrap());
-    let pass = Forward { tokens: &ids, position: 0, cache, tail, want: Want::AllLogits };
+    let tail = Some(device.load_tails(tails).unwrap());
+    let pass = Forward { tokens: &ids, position: 0, cache, tail, scales, want: Want::AllLogits };
     let Answer::Logits(logits) = device.forward(&pass).unwrap() else { panic!("no logits") };
     logits
 }
@@ -70,8 +74,7 @@ fn several_adapters_are_their_weighted_sum() {
         ["all", "lora", "rank_pattern"].map(|n| TaskAdapter::open(golden("gqa/adapters").join(n)).unwrap());
     let weights = [0.5, -1.0, 0.25];
     let tails = adapters.clone().map(|a| a.bind(&model.recipe, &ids).unwrap().0);
-    let parts: Vec<(&Tail, f32)> = tails.iter().zip(weights).collect();
-    let expected = logits(&model, &Tail::stack(&parts));
+    let expected = scaled_logits(&model, &tails.each_ref(), &weights);
     pack(&adapters, &model.recipe, &ids, &out, &options(&weights, BranchStorage::F16)).unwrap();
     let packed = TaskAdapter::open(&out).unwrap().bind(&model.recipe, &ids).unwrap().0;
     let error = nmse(&logits(&model, &packed), &expected);

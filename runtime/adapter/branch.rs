@@ -50,6 +50,14 @@ impl LowRank {
         }
     }
 
+    fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let (values, scales) = match self {
+            Self::Float(tensor) => (tensor, None),
+            Self::Int8 { values, scales } => (values, Some(scales)),
+        };
+        std::iter::once(values).chain(scales)
+    }
+
     /// What it is stored as.
     fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let (values, scales) = match self {
@@ -65,7 +73,7 @@ impl LowRank {
     }
 
     /// The same matrix in memory; see [`Tensor::copied`].
-    fn copied(&self) -> Result<Self> {
+    pub(crate) fn copied(&self) -> Result<Self> {
         Ok(match self {
             Self::Float(tensor) => Self::Float(tensor.copied()?),
             Self::Int8 { values, scales } => {
@@ -112,7 +120,7 @@ impl LowRank {
 pub struct Branch {
     /// LoRA or recovery.
     pub kind: BranchKind,
-    /// `s_l` or `s_r`, times the scale the caller attached it with.
+    /// `s_l` or `s_r`.
     pub scaling: f32,
     /// (r, K): A or D.
     pub down: LowRank,
@@ -148,7 +156,7 @@ impl Branch {
     }
 }
 
-/// All branches attached at once, by linear: what a device makes resident. Ranks concatenate in order.
+/// The branches of one adapter by linear: what a device makes resident, alone or beside those of other adapters.
 #[derive(Clone, Debug, Default)]
 pub struct Tail {
     /// For each [`crate::arch::LinearId`] its branches; empty where nothing is attached.
@@ -189,27 +197,14 @@ impl Tail {
 
     /// The same branches in memory of this process: what a device places is read from here, so that a file that is
     /// truncated meanwhile is [`Error::FileChanged`] and nothing worse.
-    pub fn copied(&self) -> Result<Self> {
-        let copied = |b: &Branch| Ok(Branch { down: b.down.copied()?, up: b.up.copied()?, ..*b });
-        let branches =
-            self.branches.iter().map(|list| list.iter().map(copied).collect()).collect::<Result<_>>()?;
-        Ok(Self { branches })
+    pub fn copied(mut self) -> Result<Self> {
+        let halves = self.branches.iter_mut().flatten().flat_map(|b| [&mut b.down, &mut b.up]);
+        Tensor::copy_all(&mut halves.flat_map(LowRank::tensors_mut).collect::<Vec<_>>())?;
+        Ok(self)
     }
 
     /// Asks the system to read the branches' bytes soon; returns at once.
     pub(crate) fn prefetch(&self) {
         self.branches.iter().flatten().flat_map(|b| [&b.down, &b.up]).for_each(LowRank::prefetch);
-    }
-
-    /// Several adapters at once, each with a scale.
-    pub fn stack(parts: &[(&Tail, f32)]) -> Self {
-        let linears = parts.iter().map(|(tail, _)| tail.branches.len()).max().unwrap_or(0);
-        let mut branches = vec![Vec::new(); linears];
-        for (tail, scale) in parts {
-            for (list, out) in tail.branches.iter().zip(&mut branches) {
-                out.extend(list.iter().cloned().map(|b| Branch { scaling: b.scaling * scale, ..b }));
-            }
-        }
-        Self { branches }
     }
 }

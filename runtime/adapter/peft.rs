@@ -68,7 +68,7 @@ pub(super) fn open(folder: &Path) -> Result<TaskAdapter> {
     let modules = config.modules(&file, &targets)?;
     let name = folder.file_name().map_or_else(|| "adapter".into(), |n| n.to_string_lossy().into_owned());
     let info = AdapterInfo { name, path: folder.to_owned(), ..AdapterInfo::default() };
-    Ok(TaskAdapter::new(info, modules).with_targets(targets))
+    Ok(TaskAdapter::new(info, &modules)?.with_targets(targets))
 }
 
 fn missing(folder: &Path, file: &str, help: &str) -> Error {

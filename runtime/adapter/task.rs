@@ -8,6 +8,7 @@ use super::branch::{Branch, BranchKind, Tail};
 use super::canary::Canary;
 use super::coverage::{BaseCheck, Coverage};
 use super::protect::{AdapterOptions, PublicKey};
+use super::table::{BoundTail, BranchTable};
 use super::targets::Targets;
 use super::{peft, task_file};
 use crate::arch::Recipe;
@@ -50,7 +51,7 @@ pub struct AdapterInfo {
 #[derive(Clone, Debug)]
 pub struct TaskAdapter {
     info: AdapterInfo,
-    modules: Modules,
+    table: Arc<BranchTable>,
     /// What a PEFT configuration says it targets.
     targets: Option<Targets>,
     /// All of its file, where that lies in memory.
@@ -58,8 +59,9 @@ pub struct TaskAdapter {
 }
 
 impl TaskAdapter {
-    pub(super) fn new(info: AdapterInfo, modules: Modules) -> Self {
-        Self { info, modules, targets: None, private: None }
+    pub(super) fn new(info: AdapterInfo, modules: &Modules) -> Result<Self> {
+        let table = Arc::new(BranchTable::pack(modules)?);
+        Ok(Self { info, table, targets: None, private: None })
     }
 
     pub(super) fn with_private(self, private: Option<Arc<PrivateBytes>>) -> Self {
@@ -111,14 +113,14 @@ impl TaskAdapter {
         &mut self.info
     }
 
-    /// Module paths with their branches.
-    pub fn modules(&self) -> impl Iterator<Item = (&str, &[Branch])> {
-        self.modules.iter().map(|(path, branches)| (path.as_str(), branches.as_slice()))
+    /// Module paths with their branches, which are made for the caller: an open adapter holds no tensors.
+    pub fn modules(&self) -> impl Iterator<Item = (&str, Vec<Branch>)> {
+        self.table.modules()
     }
 
     /// Bytes of all branches in the file.
     pub fn byte_len(&self) -> usize {
-        self.modules.values().flatten().map(|b| b.down.byte_len() + b.up.byte_len()).sum()
+        self.table.byte_len()
     }
 
     /// Its file in this process's memory, where it was decrypted.
@@ -128,7 +130,7 @@ impl TaskAdapter {
 
     /// Whether any branch repairs compression, which ties the adapter to one compressed base.
     pub fn has_recovery(&self) -> bool {
-        self.modules.values().flatten().any(|b| b.kind != BranchKind::Lora)
+        self.table.any(|kind| kind != BranchKind::Lora)
     }
 
     /// The adapter as a tail for this model, with a report of what it touches.
@@ -151,10 +153,10 @@ impl TaskAdapter {
         let base = self.check_base(ids)?;
         let mut tail = Tail { branches: vec![Vec::new(); recipe.linears.len()] };
         let mut unknown = Vec::new();
-        for (path, branches) in &self.modules {
+        for (path, branches) in self.modules() {
             match recipe.linear(path) {
-                Some(id) => tail.branches[id.0].clone_from(branches),
-                None => unknown.push(path.as_str()),
+                Some(id) => tail.branches[id.0] = branches,
+                None => unknown.push(path),
             }
         }
         self.refuse_unknown(recipe, &unknown)?;
@@ -162,14 +164,22 @@ impl TaskAdapter {
         Ok((tail, base))
     }
 
+    /// The branches of an adapter that fits this model, made when they are needed.
+    pub(crate) fn packed(&self, recipe: &Recipe) -> BoundTail {
+        let place = |module: &str| recipe.linear(module).map_or(u32::MAX, |id| id.0 as u32);
+        let places = self.table.branch_modules().map(place).collect();
+        BoundTail::Packed { table: self.table.clone(), linears: recipe.linears.len(), places }
+    }
+
     /// Part of an adapter is another adapter: every module must be in the model.
     fn refuse_unknown(&self, recipe: &Recipe, unknown: &[&str]) -> Result<()> {
-        if unknown.is_empty() && !self.modules.is_empty() {
+        let modules = self.modules().count();
+        if unknown.is_empty() && modules > 0 {
             return Ok(());
         }
         let named = list(unknown);
         let fused = FUSED.iter().find(|f| unknown.iter().any(|u| u.rsplit('.').next() == Some(f)));
-        if unknown.len() == self.modules.len() {
+        if unknown.len() == modules {
             let names = if unknown.is_empty() { "no branches".into() } else { named };
             let has = recipe.linears.first().map_or("no linears", |l| l.path.as_str());
             let fused = fused.map_or_else(String::new, |name| format!("; {name}: {FUSED_HELP}"));

@@ -122,7 +122,7 @@ fn read(file: &SafetensorsFile, options: &AdapterOptions) -> Result<TaskAdapter>
         return Err(Error::malformed(path, reason));
     }
     let canary = file.metadata().get(canary::KEY).map(|text| Canary::parse(path, text)).transpose()?;
-    Ok(TaskAdapter::new(AdapterInfo { canary, signer, ..metadata.info()? }, modules))
+    TaskAdapter::new(AdapterInfo { canary, signer, ..metadata.info()? }, &modules)
 }
 
 /// The `__metadata__` of a task file.

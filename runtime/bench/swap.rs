@@ -134,7 +134,7 @@ pub fn measure_swaps(engine: &Engine, bench: &SwapBench, tick: &mut dyn FnMut())
     };
     let hot_ms = (0..HOT).map(|i| swap(&hot[i % hot.len()])).collect::<Result<Vec<f64>>>()?;
     let cold_ms = cold.iter().map(&mut swap).collect::<Result<Vec<f64>>>()?;
-    let per_mb = cold_ms.iter().zip(cold).map(|(ms, adapter)| ms / (adapter.tail().byte_len() as f64 / 1e6));
+    let per_mb = cold_ms.iter().zip(cold).map(|(ms, adapter)| ms / (adapter.byte_len() as f64 / 1e6));
 
     let mut policies = Vec::new();
     for (policy, name) in [
@@ -146,7 +146,7 @@ pub fn measure_swaps(engine: &Engine, bench: &SwapBench, tick: &mut dyn FnMut())
         tick();
     }
     let (device, bytes) = (engine.device_info(), |list: &[BoundAdapter]| -> u64 {
-        list.iter().map(|adapter| adapter.tail().byte_len() as u64).sum()
+        list.iter().map(|adapter| adapter.byte_len() as u64).sum()
     });
     Ok(SwapReport {
         device: format!("{} {}", device.kind, device.name),

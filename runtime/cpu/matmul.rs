@@ -206,7 +206,7 @@ fn spread<T: Copy + Default>(
 }
 
 /// Elements of a float tensor from `start` on, as float32.
-fn widen(tensor: &Tensor, start: usize, out: &mut [f32]) {
+pub(super) fn widen(tensor: &Tensor, start: usize, out: &mut [f32]) {
     let size = tensor.dtype.size();
     let bytes = tensor.bytes().get(start * size..(start + out.len()) * size).unwrap_or_default();
     match tensor.dtype {

@@ -27,7 +27,7 @@ pub use observe::{Inputs, Observer, Stage};
 use crate::adapter::Tail;
 use crate::device::{
     Activations, Answer, CacheId, Device, DeviceInfo, DeviceMemory, Forward, Model, TailId, by_tail,
-    check_passes, check_positions, check_tail, in_order, position_bytes,
+    check_passes, check_positions, check_scales, check_tails, in_order, position_bytes,
 };
 use crate::error::{Error, Result};
 use cache::Cache;
@@ -131,6 +131,10 @@ impl CpuDevice {
                 None => None,
             };
             let cache = caches.remove(&pass.cache).ok_or_else(|| unknown("cache", pass.cache.0))?;
+            let tail = match tail {
+                Some(tail) if check_scales(pass.scales, tail.adapters)? => Some((tail, pass.scales)),
+                _ => None,
+            };
             let Forward { tokens, position, want, .. } = *pass;
             sequences.push(Sequence { tail, cache, tokens, position, want });
         }
@@ -175,9 +179,9 @@ impl Device for CpuDevice {
         self.caches.remove(&cache);
     }
 
-    fn load_tail(&mut self, tail: &Tail) -> Result<TailId> {
-        check_tail(&self.model.recipe, tail)?;
-        let resident = ResidentTail::new(tail, self.info.activations)?;
+    fn load_tails(&mut self, tails: &[&Tail]) -> Result<TailId> {
+        check_tails(&self.model.recipe, tails)?;
+        let resident = ResidentTail::new(tails, self.info.activations)?;
         let id = TailId(self.new_id());
         self.tails.insert(id, resident);
         Ok(id)
@@ -187,8 +191,8 @@ impl Device for CpuDevice {
         self.tails.remove(&tail);
     }
 
-    fn tail_bytes(&self, tail: &Tail) -> u64 {
-        plan::tail_bytes(tail, self.info.activations)
+    fn tail_bytes(&self, tails: &[&Tail]) -> u64 {
+        plan::tail_bytes(tails, self.info.activations)
     }
 
     fn trim(&mut self) {

@@ -57,6 +57,7 @@ impl CpuDevice {
             position: 0,
             cache: stage.cache,
             tail: stage.tail,
+            scales: &[],
             want: Want::Nothing,
         };
         std::mem::swap(&mut self.scratch.residual, residual);

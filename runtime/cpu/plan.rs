@@ -5,7 +5,7 @@ use super::dot::{LANES, TILE_WEIGHTS};
 use super::input::Form;
 use super::matmul::form;
 use super::run::LOGIT_TOKENS;
-use crate::adapter::{Branch, LowRank, Tail};
+use crate::adapter::{LowRank, Tail};
 use crate::arch::{Output, Recipe, Slot, Step};
 use crate::device::{Activations, Footprint, Model, Weights, position_bytes};
 use crate::quant::activations::BLOCK;
@@ -125,23 +125,13 @@ pub(super) fn weights(weights: &Weights) -> u64 {
     weights.byte_len() + weights.vectors.iter().map(|v| 4 * v.len() as u64).sum::<u64>()
 }
 
-/// What branches take: halves where their files allow it.
-pub(super) fn tail_bytes(tail: &Tail, activations: Activations) -> u64 {
-    tail.branches.iter().map(|list| linear_bytes(list, activations)).sum()
-}
-
-fn linear_bytes(list: &[Branch], activations: Activations) -> u64 {
-    let rank: usize = list.iter().map(Branch::rank).sum();
-    let side = |of: fn(&Branch) -> &LowRank| {
-        let elements: usize = list.iter().map(of).map(|m| m.shape().0 * m.shape().1).sum();
-        elements * if halves(list, of, activations) { 2 } else { 4 }
+/// What branches take, at most: as their files have them, int8 as halves where that may be.
+pub(super) fn tail_bytes(tails: &[&Tail], activations: Activations) -> u64 {
+    let bytes = |m: &LowRank| match m {
+        LowRank::Float(tensor) => tensor.bytes().len(),
+        LowRank::Int8 { values, .. } if activations == Activations::Int8 => 2 * values.bytes().len(),
+        LowRank::Int8 { values, .. } => 4 * values.bytes().len(),
     };
-    (side(|b| &b.down) + side(|b| &b.up) + rank * size_of::<(f32, bool)>()) as u64
-}
-
-/// Whether all matrices of one side may be kept as halves.
-pub(super) fn halves(list: &[Branch], side: fn(&Branch) -> &LowRank, activations: Activations) -> bool {
-    // int8 times its scale is rounded once more by f16: not in the reference mode.
-    let exact = |m: &LowRank| matches!(m, LowRank::Float(_)) || activations == Activations::Int8;
-    list.iter().map(side).all(|m| m.fits_f16() && exact(m))
+    let branches = tails.iter().flat_map(|tail| tail.branches.iter().flatten());
+    branches.map(|b| (bytes(&b.down) + bytes(&b.up)) as u64).sum()
 }

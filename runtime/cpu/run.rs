@@ -15,7 +15,7 @@ use super::norm::rms_norm;
 use super::observe::{Inputs, Observer};
 use super::plan::Sizes;
 use super::rope::Angles;
-use super::tail::{LinearTail, ResidentTail};
+use super::tail::{ResidentBranch, ResidentTail};
 use super::threads::Workers;
 use crate::arch::{Activation, LinearId, Output, Recipe, Slot, Step, VectorId};
 use crate::device::{Activations, Answer, Want, Weights};
@@ -38,7 +38,7 @@ pub(super) struct Scratch {
     angles: Angles,
     /// Projected rows, (R, T) for each linear of a step.
     staging: Vec<f32>,
-    /// Inner values of the tails, (r, T) for each linear of a step.
+    /// Inner values of the branches of a step, (r, T) each.
     inner: Vec<f32>,
 }
 
@@ -100,9 +100,12 @@ pub(super) fn reserve<T>(of: &mut Vec<T>, len: usize) -> Result<()> {
     })
 }
 
+/// Resident adapters and the scale of each.
+type Scaled<'a> = (&'a ResidentTail, &'a [f32]);
+
 /// One pass of a batch: what it reads, and the cache that it extends.
 pub(super) struct Sequence<'a> {
-    pub(super) tail: Option<&'a ResidentTail>,
+    pub(super) tail: Option<Scaled<'a>>,
     pub(super) cache: &'a mut Cache,
     pub(super) tokens: &'a [u32],
     pub(super) position: usize,
@@ -129,7 +132,7 @@ pub(super) struct Run<'a> {
 #[derive(Clone, Copy)]
 struct Row<'a> {
     at: usize,
-    tail: Option<&'a ResidentTail>,
+    tail: Option<Scaled<'a>>,
 }
 
 /// A block of rows of one linear, or of the gate and the up projection together.
@@ -139,18 +142,20 @@ struct Job<'a> {
     parts: Vec<(usize, &'a mut [f32])>,
 }
 
-/// One linear of a step.
+/// One linear of a step, branches left out.
 struct Part<'a> {
     projection: &'a Projection,
     form: Form,
     bias: Option<&'a [f32]>,
 }
 
-/// What an adapter adds to one linear of a step.
+/// What a branch adds to one linear of a step.
 struct Added<'a> {
     /// The linear's place in the step.
     part: usize,
-    tail: &'a LinearTail,
+    branch: &'a ResidentBranch,
+    /// Its scaling times its adapter's scale.
+    factor: f32,
     /// The step's tokens that it is added for.
     tokens: Range<usize>,
     /// Its inner values among the step's, (r, tokens).
@@ -300,8 +305,12 @@ impl<'a> Run<'a> {
         let jobs = self.jobs(&parts, gate.is_some(), count, &mut staging);
         self.workers.each(jobs, |mut job| {
             for (part, out) in &mut job.parts {
-                let added = added.iter().filter(|added| added.part == *part);
-                self.rows(&parts[*part], added, (&x, &inner), job.rows.clone(), out);
+                self.rows(&parts[*part], &x, job.rows.clone(), out);
+                for Added { branch, tokens, inner: own, .. } in
+                    added.iter().filter(|added| added.part == *part)
+                {
+                    branch.add(job.rows.clone(), &inner[own.clone()], tokens.clone(), count, out);
+                }
             }
             if let (Some(Activation::Silu), [(_, gate), (_, up)]) = (gate, &mut job.parts[..]) {
                 gate.iter_mut().zip(&**up).for_each(|(gate, up)| *gate = silu(*gate) * up);
@@ -334,23 +343,23 @@ impl<'a> Run<'a> {
         (scratch.input, scratch.inner, scratch.staging) = (x, inner, staging);
     }
 
-    /// The inner values of all tails of a step: one look at the input for all linears that share it.
+    /// The inner values of all branches of a step: one look at the input for all linears that share it.
     fn shrink(&self, added: &[Added<'_>], x: &Input, inner: &mut [f32]) {
         let mut jobs = Vec::new();
         let mut rest = inner;
-        for Added { tail, tokens, inner, .. } in added {
+        for Added { branch, factor, tokens, inner, .. } in added {
             let (own, after) = rest.split_at_mut(inner.len());
             rest = after;
-            let pieces = self.workers.pieces(tail.rank() * tail.down.cols * tokens.len(), tail.rank());
-            let per_job = tail.rank().div_ceil(pieces);
+            let pieces = self.workers.pieces(branch.rank * branch.down.cols * tokens.len(), branch.rank);
+            let per_job = branch.rank.div_ceil(pieces);
             for (i, out) in own.chunks_mut(per_job * tokens.len()).enumerate() {
-                jobs.push((*tail, tokens, i * per_job, out));
+                jobs.push((*branch, *factor, tokens, i * per_job, out));
             }
         }
-        self.workers.each(jobs, |(tail, tokens, first, out)| {
+        self.workers.each(jobs, |(branch, factor, tokens, first, out)| {
             let rows = first..first + out.len() / tokens.len();
-            tail.down.project(self.kernels, (x, tokens.clone()), Form::Plain, rows.clone(), out);
-            tail.activate(rows, out, tokens.len());
+            branch.down.project(self.kernels, (x, tokens.clone()), Form::Plain, rows, out);
+            branch.activate(factor, out);
         });
     }
 
@@ -383,24 +392,14 @@ impl<'a> Run<'a> {
         jobs
     }
 
-    /// `out = W x + bias + tails` for some rows of one linear.
-    fn rows<'b>(
-        &self,
-        part: &Part<'_>,
-        added: impl Iterator<Item = &'b Added<'b>>,
-        (x, inner): (&Input, &[f32]),
-        rows: Range<usize>,
-        out: &mut [f32],
-    ) {
+    /// `out = W x + bias` for some rows of one linear.
+    fn rows(&self, part: &Part<'_>, x: &Input, rows: Range<usize>, out: &mut [f32]) {
         let count = x.tokens();
         part.projection.project(self.kernels, (x, 0..count), part.form, rows.clone(), out);
         if let Some(bias) = part.bias {
-            for (out, bias) in out.chunks_exact_mut(count).zip(&bias[rows.clone()]) {
+            for (out, bias) in out.chunks_exact_mut(count).zip(&bias[rows]) {
                 out.iter_mut().for_each(|out| *out += bias);
             }
-        }
-        for Added { tail, tokens, inner: own, .. } in added {
-            tail.add(rows.clone(), &inner[own.clone()], tokens.clone(), count, out);
         }
     }
 }
@@ -414,10 +413,10 @@ fn wanted_rows(pass: &Sequence<'_>) -> usize {
     }
 }
 
-/// What adapters add to a step over some rows, linear by linear, and how many inner values that takes.
+/// What branches add to a step over some rows, linear by linear, and how many inner values that takes.
 fn added<'a>(linears: &[LinearId], tokens: &[Row<'a>]) -> (Vec<Added<'a>>, usize) {
     let same = |a: &Row<'_>, b: &Row<'_>| match (a.tail, b.tail) {
-        (Some(a), Some(b)) => std::ptr::eq(a, b),
+        (Some((a, scales)), Some((b, others))) => std::ptr::eq(a, b) && scales == others,
         (a, b) => a.is_none() && b.is_none(),
     };
     let (mut all, mut end) = (Vec::new(), 0);
@@ -426,10 +425,10 @@ fn added<'a>(linears: &[LinearId], tokens: &[Row<'a>]) -> (Vec<Added<'a>>, usize
         for group in tokens.chunk_by(same) {
             let range = start..start + group.len();
             start = range.end;
-            if let Some(tail) = group[0].tail.and_then(|t| t.linears.get(id.0)?.as_ref()) {
-                let inner = end..end + tail.rank() * group.len();
+            for (branch, factor) in group[0].tail.iter().flat_map(|(tail, scales)| tail.acting(*id, scales)) {
+                let inner = end..end + branch.rank * group.len();
                 end = inner.end;
-                all.push(Added { part, tail, tokens: range, inner });
+                all.push(Added { part, branch, factor, tokens: range.clone(), inner });
             }
         }
     }

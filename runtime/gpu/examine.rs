@@ -27,7 +27,8 @@ impl GpuDevice {
         let mut tried = Ok(());
         for tokens in [1, self.info.max_tokens] {
             let ids = vec![0; tokens];
-            let pass = Forward { tokens: &ids, position: FAR, cache, tail: None, want: Want::Argmax };
+            let pass =
+                Forward { tokens: &ids, position: FAR, cache, tail: None, scales: &[], want: Want::Argmax };
             tried =
                 tried.and_then(|()| self.record(&Batch { passes: vec![&pass], tails: vec![tail.cloned()] }));
             let each = (tokens / 2).max(1);

@@ -18,7 +18,7 @@ use crate::memory::LOGIT_BYTES;
 /// Checked passes, those with the same adapter side by side.
 pub(super) struct Batch<'a> {
     pub(super) passes: Vec<&'a Forward<'a>>,
-    /// Of each pass.
+    /// Of each pass; none where all its scales are 0.
     pub(super) tails: Vec<Option<Arc<GpuTail>>>,
 }
 
@@ -53,24 +53,25 @@ impl Batch<'_> {
     /// The branches of a step for the rows `first .. first + tokens`.
     fn branches(&self, step: usize, first: usize, tokens: usize) -> Vec<Branches<'_>> {
         let mut groups: Vec<Branches<'_>> = Vec::new();
-        let mut last: Option<&Option<Arc<GpuTail>>> = None;
-        for (rows, tail) in self.rows().zip(&self.tails) {
+        let mut last: Option<(&Option<Arc<GpuTail>>, &[f32])> = None;
+        for ((rows, tail), pass) in self.rows().zip(&self.tails).zip(&self.passes) {
             let rows = rows.start.max(first)..rows.end.min(first + tokens);
             if rows.is_empty() {
                 continue;
             }
-            let same = |last: &Option<Arc<GpuTail>>| match (last, tail) {
-                (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            let same = |(last, scales): (&Option<Arc<GpuTail>>, &[f32])| match (last, tail) {
+                (Some(a), Some(b)) => Arc::ptr_eq(a, b) && scales == pass.scales,
                 (a, b) => a.is_none() && b.is_none(),
             };
             match groups.last_mut() {
                 Some(group) if last.is_some_and(same) => group.rows.end = rows.end - first,
                 _ => {
                     let tail = tail.as_ref().and_then(|t| Some((t.steps.get(step)?.as_ref()?, t.kind)));
-                    groups.push(Branches { rows: rows.start - first..rows.end - first, tail });
+                    let rows = rows.start - first..rows.end - first;
+                    groups.push(Branches { rows, tail, scales: pass.scales });
                 }
             }
-            last = Some(tail);
+            last = Some((tail, pass.scales));
         }
         groups
     }

@@ -33,7 +33,7 @@ use crate::adapter::Tail;
 use crate::arch::{MatrixId, Recipe, Step, VectorId};
 use crate::device::{
     Activations, Answer, CacheId, Device, DeviceFacts, DeviceInfo, DeviceMemory, Forward, Model, TailId,
-    by_tail, check_passes, check_positions, check_tail, in_order, position_bytes,
+    by_tail, check_passes, check_positions, check_scales, check_tails, in_order, position_bytes,
 };
 use crate::error::{Error, Result};
 use crate::kernels::attention::MAX_DIM;
@@ -276,13 +276,13 @@ impl Device for GpuDevice {
         self.caches.remove(&cache);
     }
 
-    fn load_tail(&mut self, tail: &Tail) -> Result<TailId> {
-        check_tail(&self.model.recipe, tail)?;
+    fn load_tails(&mut self, tails: &[&Tail]) -> Result<TailId> {
+        check_tails(&self.model.recipe, tails)?;
         let resident = loop {
             let options = self.tail_options();
             let (context, recipe) = (&self.context, &self.model.recipe);
             let resident =
-                GpuTail::upload(context, &mut self.pipelines, recipe, &self.matrices, tail, &options)?;
+                GpuTail::upload(context, &mut self.pipelines, recipe, &self.matrices, tails, &options)?;
             let resident = Arc::new(resident);
             let tried = self.rehearse(Some(&resident));
             self.facts.save(&mut self.pipelines);
@@ -301,8 +301,8 @@ impl Device for GpuDevice {
         self.tails.remove(&tail);
     }
 
-    fn tail_bytes(&self, tail: &Tail) -> u64 {
-        tail::tail_bytes(&self.model.recipe, &self.matrices, tail, &self.tail_options())
+    fn tail_bytes(&self, tails: &[&Tail]) -> u64 {
+        tail::tail_bytes(&self.model.recipe, &self.matrices, tails, &self.tail_options())
     }
 
     fn trim(&mut self) {
@@ -331,8 +331,12 @@ impl Device for GpuDevice {
         let order = by_tail(passes);
         let passes: Vec<_> = order.iter().map(|i| &passes[*i]).collect();
         let unknown = |id: TailId| Error::option("tail", id.0, "this device has no such adapter");
-        let tail = |id: TailId| self.tails.get(&id).cloned().ok_or_else(|| unknown(id));
-        let tails = passes.iter().map(|pass| pass.tail.map(tail).transpose()).collect::<Result<_>>()?;
+        let tail = |pass: &&Forward<'_>| {
+            let Some(id) = pass.tail else { return Ok(None) };
+            let tail = self.tails.get(&id).ok_or_else(|| unknown(id))?;
+            Ok(check_scales(pass.scales, tail.adapters)?.then(|| tail.clone()))
+        };
+        let tails = passes.iter().map(tail).collect::<Result<_>>()?;
         Ok(in_order(&order, self.run(&Batch { passes, tails })?))
     }
 }

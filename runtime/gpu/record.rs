@@ -8,7 +8,7 @@ use super::pipeline::PARAMS_STRIDE;
 use super::scratch::{Place, stride};
 use super::tail::{LinearTail, StepTail};
 use crate::arch::{LinearId, MatrixId, Output, Slot, VectorId};
-use crate::device::{Activations, Forward};
+use crate::device::{Activations, Forward, scale_of};
 use crate::error::{Error, Result};
 use crate::kernels::attention::{Attention, Combine, CombineParams, Spans};
 use crate::kernels::expand::Expand;
@@ -102,6 +102,8 @@ pub(super) struct Branches<'a> {
     /// Counted from the projection's first.
     pub(super) rows: Range<usize>,
     pub(super) tail: Option<(&'a StepTail, TailKind)>,
+    /// One for each adapter of the tail; none: all are 1.
+    pub(super) scales: &'a [f32],
 }
 
 impl Branches<'_> {
@@ -218,6 +220,7 @@ impl GpuDevice {
                 blocks: blocks as u32,
                 x_row: (x_row + group.rows.start) as u32,
                 pad: 0,
+                scales: std::array::from_fn(|adapter| scale_of(group.scales, adapter)),
             };
             let grid = shrink::Shrink::grid(tail.ranks, group.rows.len());
             let adapter = [None, Some(tail.shrink.clone())];

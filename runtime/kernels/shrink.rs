@@ -3,6 +3,7 @@
 use super::caps::Width;
 use super::project::TailKind;
 use super::{Binding, Groups, join, parts};
+use crate::device::MOST_ADAPTERS;
 
 /// The shrink kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,6 +20,13 @@ pub(crate) struct Params {
     pub(crate) blocks: u32,
     pub(crate) x_row: u32,
     pub(crate) pad: u32,
+    /// One for each adapter.
+    pub(crate) scales: [f32; MOST_ADAPTERS],
+}
+
+/// What stands beside a rank's scaling: its adapter, and whether a GELU comes first.
+pub(crate) fn kind(adapter: usize, is_gelu: bool) -> f32 {
+    (2 * adapter + usize::from(is_gelu)) as f32
 }
 
 /// Group 1: down, factors, inner.

@@ -151,10 +151,10 @@ impl AdapterLibrary {
             let (mut resident_bytes, mut in_use) = (0, false);
             for list in &residency.lists {
                 let same = |a: &BoundAdapter| slot.bound.as_ref().is_some_and(|bound| bound.same(a));
-                if let Some((adapter, _)) = list.adapters.iter().find(|(a, _)| same(a)) {
-                    resident_bytes += adapter.tail().byte_len() as u64;
+                if let Some(adapter) = list.adapters.iter().find(|a| same(a)) {
+                    resident_bytes += adapter.byte_len() as u64;
                     // Preloading holds just this list.
-                    let own = slot.preloaded.is_some() && matches!(list.adapters[..], [(_, 1.0)]);
+                    let own = slot.preloaded.is_some() && list.adapters.len() == 1;
                     in_use |= list.holders > usize::from(own);
                 }
             }

@@ -64,7 +64,8 @@ fn pass_batch(
             tokens,
             position: r.position,
             cache: r.cache,
-            tail: r.tail,
+            tail: r.tail.as_ref().map(|(tail, _)| *tail),
+            scales: r.tail.as_ref().map_or(&[], |(_, list)| &list.scales),
             want: *want,
         })
         .collect();
@@ -78,12 +79,15 @@ fn pass_batch(
     let mut answers = answers.into_iter();
     for (i, [token]) in batch.into_iter().zip(tokens) {
         let (generation, session) = &mut members[i];
-        let result = session.or_recover(answers.next().transpose()).and_then(|answer| match answer {
-            Some(answer) => {
-                session.cache.append(&[token], session.adapters.as_ref());
-                generation.go_on(session, answer, begun)
-            }
-            None => Ok(generation.recovering()),
+        let answer = answers.next().transpose();
+        let result = generation.scaled(session, |generation, session| {
+            session.or_recover(answer).and_then(|answer| match answer {
+                Some(answer) => {
+                    session.cache.append(&[token], session.adapters.as_ref());
+                    generation.go_on(session, answer, begun)
+                }
+                None => Ok(generation.recovering()),
+            })
         });
         results[i] = Some(generation.or_roll_back(session, result));
     }

@@ -41,10 +41,11 @@ struct Pass {
 }
 
 /// Where a pass at a cache's end computes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Ready {
     pub(super) cache: CacheId,
-    pub(super) tail: Option<TailId>,
+    /// What acts, with its scales.
+    pub(super) tail: Option<(TailId, Arc<AdapterList>)>,
     pub(super) position: usize,
     pub(super) epoch: u64,
 }
@@ -245,8 +246,11 @@ impl Cache {
     pub(super) fn ready(&self, adapters: Option<&ResidentAdapter>) -> Option<Ready> {
         let handle = self.handle.as_ref().filter(|handle| handle.is_current())?;
         let Placed { id: cache, epoch } = handle.slot().placed;
-        let tail = match adapters {
-            Some(adapters) => Some(adapters.placed().filter(|tail| tail.epoch == epoch)?.id),
+        let tail = match adapters.filter(|adapters| adapters.acts()) {
+            Some(adapters) => {
+                let tail = adapters.placed().filter(|tail| tail.epoch == epoch)?;
+                Some((tail.id, adapters.list.clone()))
+            }
             None => None,
         };
         (self.held == self.len()).then_some(Ready { cache, tail, position: self.len(), epoch })
@@ -296,12 +300,12 @@ fn pass(
     adapters: Option<&ResidentAdapter>,
     want: Want,
 ) -> Result<Option<Answer>> {
-    let tail = adapters.map(ResidentAdapter::tail).transpose()?;
-    if tail.is_some_and(|tail| tail.epoch != cache.epoch) {
+    let acting = adapters.map(ResidentAdapter::acting).transpose()?.flatten();
+    if acting.is_some_and(|(tail, _)| tail.epoch != cache.epoch) {
         return Ok(None);
     }
-    let tail = tail.map(|tail| tail.id);
-    let pass = Forward { tokens, position, cache: cache.id, tail, want };
+    let (tail, scales) = acting.map_or((None, &[][..]), |(tail, scales)| (Some(tail.id), scales));
+    let pass = Forward { tokens, position, cache: cache.id, tail, scales, want };
     Ok(shared.forward(cache.epoch, &[pass])?.and_then(|answers| answers.into_iter().next()))
 }
 

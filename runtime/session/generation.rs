@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::cache::Ready;
 use super::options::{FinishReason, GenerationOptions, ResponseChunk, Usage};
+use super::resident::{ResidentAdapter, unfit_scales};
 use super::sampler::Sampler;
 use super::stop::StopTexts;
 use super::{Message, Role, Session};
@@ -59,6 +60,8 @@ pub struct Generation {
     decoder: Option<TextStream>,
     stops: StopTexts,
     sampler: Sampler,
+    /// The session's adapters with scales of the request's own.
+    scaled: Option<ResidentAdapter>,
     max_tokens: usize,
     ignore_end_of_turn: bool,
     clock: Clock,
@@ -91,6 +94,12 @@ impl Generation {
             Err(e) if prompt.is_some() || !options.stop.is_empty() => return Err(e),
             Err(_) => None,
         };
+        let scales = options.adapter_scales.as_slice();
+        let scaled = match &session.adapters {
+            _ if scales.is_empty() => None,
+            Some(adapters) => Some(adapters.scaled(scales)?),
+            None => return Err(unfit_scales(scales.len(), 0)),
+        };
         let serial = NEXT.fetch_add(1, Ordering::Relaxed);
         session.generation = serial;
         session.losses = 0;
@@ -107,6 +116,7 @@ impl Generation {
             decoder,
             stops: StopTexts::new(&options.stop),
             sampler,
+            scaled,
             max_tokens: options.max_tokens.unwrap_or(usize::MAX),
             ignore_end_of_turn: options.ignore_end_of_turn,
             tokens,
@@ -127,8 +137,22 @@ impl Generation {
         if session.generation != self.serial {
             self.phase = Phase::Over;
         }
-        let result = self.advance(session);
+        let result = self.scaled(session, Self::advance);
         self.or_roll_back(session, result)
+    }
+
+    /// Some work with the session under this request's scales.
+    pub(super) fn scaled<T>(
+        &mut self,
+        session: &mut Session,
+        work: impl FnOnce(&mut Self, &mut Session) -> T,
+    ) -> T {
+        let attached = self.scaled.clone().map(|scaled| session.adapters.replace(scaled));
+        let result = work(self, session);
+        if let Some(attached) = attached {
+            session.adapters = attached;
+        }
+        result
     }
 
     /// Whether the next pass computes the last token of the output: passes of this kind can be one for several sessions,
@@ -180,7 +204,7 @@ impl Generation {
     pub(super) fn ready(&self, session: &Session) -> Option<(u32, Want, Ready)> {
         let Phase::Compute(token) = self.phase else { return None };
         // A request that has lost a device goes on alone: a batch may be what took it down.
-        let ready = session.cache.ready(session.adapters.as_ref())?;
+        let ready = session.cache.ready(self.scaled.as_ref().or(session.adapters.as_ref()))?;
         (session.generation == self.serial && session.losses == 0).then(|| (token, self.want(), ready))
     }
 

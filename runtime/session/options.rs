@@ -23,6 +23,10 @@ pub struct GenerationOptions {
     pub repetition_penalty: Option<f32>,
     /// Same seed, same model, same device: same text. By default a new one each time.
     pub seed: Option<u64>,
+    /// How strongly each attached adapter acts in this response, in the order in which they are attached: 1 as trained, 0 as
+    /// if it were not there. By default the scales that they are attached with. What the cache holds was computed with
+    /// other scales, so a change computes the conversation anew.
+    pub adapter_scales: Vec<f32>,
     /// Texts that end the response; they are not part of it.
     pub stop: Vec<String>,
     /// End-of-turn tokens are ordinary tokens: for benchmarks of a fixed length.
@@ -40,6 +44,10 @@ impl GenerationOptions {
             min_p: self.min_p.or(defaults.min_p),
             repetition_penalty: self.repetition_penalty.or(defaults.repetition_penalty),
             seed: self.seed.or(defaults.seed),
+            adapter_scales: match self.adapter_scales.is_empty() {
+                true => defaults.adapter_scales.clone(),
+                false => self.adapter_scales.clone(),
+            },
             stop: [self.stop.as_slice(), &defaults.stop].concat(),
             ignore_end_of_turn: self.ignore_end_of_turn || defaults.ignore_end_of_turn,
         }
@@ -73,6 +81,9 @@ impl GenerationOptions {
         number("min_p", self.min_p, |p| (0.0..=1.0).contains(&p), "must be between 0 and 1")?;
         let penalty = self.repetition_penalty;
         number("repetition_penalty", penalty, |p| p > 0.0 && p.is_finite(), "must be above 0")?;
+        if let Some(scale) = self.adapter_scales.iter().find(|scale| !scale.is_finite()) {
+            return Err(Error::option("adapter_scales", scale, "must be finite numbers"));
+        }
         if self.max_tokens == Some(0) {
             return Err(Error::option("max_tokens", 0, "must be at least 1"));
         }
@@ -183,6 +194,7 @@ mod tests {
             ("min_p", GenerationOptions { min_p: Some(1.5), ..ok.clone() }),
             ("repetition_penalty", GenerationOptions { repetition_penalty: Some(0.0), ..ok.clone() }),
             ("max_tokens", GenerationOptions { max_tokens: Some(0), ..ok.clone() }),
+            ("adapter_scales", GenerationOptions { adapter_scales: vec![1.0, f32::NAN], ..ok.clone() }),
             ("stop", GenerationOptions { stop: vec![String::new()], ..ok.clone() }),
         ] {
             assert!(matches!(options.check(), Err(Error::InvalidOption { option, .. }) if option == name));

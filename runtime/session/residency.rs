@@ -6,9 +6,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::resident::{AdapterKey, AdapterList, BoundAdapter, Resident, ResidentAdapter};
+use super::resident::{AdapterList, BoundAdapter, Resident, ResidentAdapter};
 use super::shared::Shared;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Bytes of adapters that stay resident after their last use, unless told otherwise.
 pub(crate) const DEFAULT_BUDGET: u64 = 64 << 20;
@@ -17,7 +17,7 @@ pub(crate) const DEFAULT_BUDGET: u64 = 64 << 20;
 #[derive(Clone, Debug)]
 pub struct ResidentList {
     /// The adapters and their scales.
-    pub adapters: Vec<(BoundAdapter, f32)>,
+    pub adapters: Vec<BoundAdapter>,
     /// Bytes of their branches on the device, at most.
     pub bytes: u64,
     /// How many sessions, and others that made them resident ahead of time, hold them; 0 where only the budget does.
@@ -45,10 +45,10 @@ pub(crate) struct Residency {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Everything on the device, whoever holds it.
-    known: HashMap<AdapterKey, Weak<Resident>>,
+    /// Everything on the device by the ids of its adapters, whoever holds it and with whatever scales.
+    known: HashMap<Vec<u64>, Weak<Resident>>,
     /// Held within the budget, the least recently used first.
-    recent: VecDeque<ResidentAdapter>,
+    recent: VecDeque<Arc<Resident>>,
 }
 
 impl Residency {
@@ -70,33 +70,30 @@ impl Residency {
         if adapters.is_empty() {
             return Ok(None);
         }
-        if let Some((adapter, scale)) = adapters.iter().find(|(_, scale)| !scale.is_finite()) {
-            let option = format!("scale of adapter {}", adapter.name());
-            return Err(Error::option(&option, scale, "must be a finite number"));
-        }
-        let list = AdapterList::new(adapters);
+        let list = AdapterList::new(adapters.to_vec())?;
+        let ids: Vec<u64> = adapters.iter().map(|(adapter, _)| adapter.id()).collect();
         let mut state = self.lock();
-        let resident = match state.known.get(&list.key).and_then(Weak::upgrade) {
-            Some(resident) => ResidentAdapter(resident),
+        let resident = match state.known.get(&ids).and_then(Weak::upgrade) {
+            Some(resident) => resident,
             None => {
                 state.known.retain(|_, resident| resident.strong_count() > 0);
-                let key = list.key.clone();
-                let resident = Arc::new(Resident::load(&self.shared, list)?);
-                state.known.insert(key, Arc::downgrade(&resident));
-                ResidentAdapter(resident)
+                let adapters = adapters.iter().map(|(adapter, _)| adapter.clone()).collect();
+                let resident = Arc::new(Resident::load(&self.shared, adapters)?);
+                state.known.insert(ids, Arc::downgrade(&resident));
+                resident
             }
         };
         let released = state.keep(&resident, self.budget);
         // What is released waits for the device's lock; nobody else should wait for it meanwhile.
         drop(state);
         drop(released);
-        Ok(Some(resident))
+        Ok(Some(ResidentAdapter { resident, list: Arc::new(list) }))
     }
 
     /// Lets go of everything that holds one adapter and is not in use.
     pub(crate) fn evict(&self, adapter: &BoundAdapter) {
         let mut state = self.lock();
-        let holds = |r: &ResidentAdapter| r.adapters().iter().any(|(a, _)| a.id() == adapter.id());
+        let holds = |r: &Arc<Resident>| r.adapters().iter().any(|a| a.id() == adapter.id());
         let (gone, kept): (VecDeque<_>, VecDeque<_>) = state.recent.drain(..).partition(holds);
         state.recent = kept;
         drop(state);
@@ -106,7 +103,7 @@ impl Residency {
     /// Lets go of everything that is not in use; how many lists of adapters left the device.
     pub(crate) fn evict_idle(&self) -> usize {
         let recent = std::mem::take(&mut self.lock().recent);
-        recent.iter().filter(|resident| Arc::strong_count(&resident.0) == 1).count()
+        recent.iter().filter(|resident| Arc::strong_count(resident) == 1).count()
     }
 
     /// What is on the device now.
@@ -116,14 +113,14 @@ impl Residency {
         let lists = known
             .iter()
             .map(|resident| {
-                let kept = state.recent.iter().any(|recent| Arc::ptr_eq(&recent.0, resident));
+                let kept = state.recent.iter().any(|recent| Arc::ptr_eq(recent, resident));
                 // This function's own, and the budget's.
                 let holders = Arc::strong_count(resident).saturating_sub(1 + usize::from(kept));
                 let adapters = resident.adapters().to_vec();
                 ResidentList { adapters, bytes: resident.bytes(), holders }
             })
             .collect::<Vec<_>>();
-        let used_bytes = state.recent.iter().map(ResidentAdapter::bytes).sum();
+        let used_bytes = state.recent.iter().map(|recent| recent.bytes()).sum();
         // The last holder may have gone meanwhile, and then this waits for the device's lock.
         drop(state);
         drop(known);
@@ -137,10 +134,10 @@ impl Residency {
 
 impl State {
     /// Marks a list as the most recently used; gives back what no longer fits, to be dropped by the caller.
-    fn keep(&mut self, resident: &ResidentAdapter, budget: u64) -> Vec<ResidentAdapter> {
-        self.recent.retain(|kept| !Arc::ptr_eq(&kept.0, &resident.0));
+    fn keep(&mut self, resident: &Arc<Resident>, budget: u64) -> Vec<Arc<Resident>> {
+        self.recent.retain(|kept| !Arc::ptr_eq(kept, resident));
         self.recent.push_back(resident.clone());
-        let mut bytes: u64 = self.recent.iter().map(ResidentAdapter::bytes).sum();
+        let mut bytes: u64 = self.recent.iter().map(|recent| recent.bytes()).sum();
         let mut released = Vec::new();
         while bytes > budget
             && let Some(oldest) = self.recent.pop_front()

@@ -3,6 +3,7 @@
 //! Invariant: an id of the device is dropped exactly once, when its last holder goes; one that went with a lost device is
 //! never named again.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -10,11 +11,12 @@ use super::seat::Placed;
 use super::shared::Shared;
 use super::slot::Slot;
 use super::task::TaskDefaults;
-use crate::adapter::{Canary, Tail};
+use crate::adapter::{BoundTail, Canary, Tail};
 use crate::device::TailId;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
-/// Adapters and the bits of their scales, in order: two lists compute the same if this is the same.
+/// Adapters and the bits of their scales, in order: two lists compute the same if this is the same. Empty where nothing is
+/// attached, and where all is scaled to 0, which is the same.
 pub(crate) type AdapterKey = Vec<(u64, u32)>;
 
 /// Adapters with their scales, in order.
@@ -22,12 +24,24 @@ pub(crate) type AdapterKey = Vec<(u64, u32)>;
 pub(crate) struct AdapterList {
     pub(crate) key: AdapterKey,
     pub(crate) items: Vec<(BoundAdapter, f32)>,
+    /// Those of the items.
+    pub(crate) scales: Vec<f32>,
 }
 
 impl AdapterList {
-    pub(crate) fn new(items: &[(BoundAdapter, f32)]) -> Self {
-        let key = items.iter().map(|(adapter, scale)| (adapter.id(), scale.to_bits())).collect();
-        Self { key, items: items.to_vec() }
+    /// Refuses scales that are not finite.
+    pub(crate) fn new(items: Vec<(BoundAdapter, f32)>) -> Result<Self> {
+        if let Some((adapter, scale)) = items.iter().find(|(_, scale)| !scale.is_finite()) {
+            let option = format!("scale of adapter {}", adapter.name());
+            return Err(Error::option(&option, scale, "must be a finite number"));
+        }
+        let key = match items.iter().all(|(_, scale)| *scale == 0.0) {
+            true => Vec::new(),
+            // 0 has two signs.
+            false => items.iter().map(|(adapter, scale)| (adapter.id(), (scale + 0.0).to_bits())).collect(),
+        };
+        let scales = items.iter().map(|(_, scale)| *scale).collect();
+        Ok(Self { key, items, scales })
     }
 }
 
@@ -39,12 +53,12 @@ impl PartialEq for AdapterList {
 
 /// Whether a list is of what is attached.
 pub(super) fn is(list: &AdapterList, adapters: Option<&ResidentAdapter>) -> bool {
-    adapters.map_or(list.key.is_empty(), |resident| *resident.0.list == *list)
+    adapters.map_or(list.key.is_empty(), |resident| *resident.list == *list)
 }
 
 /// The list of what is attached; an empty one for nothing.
 pub(super) fn list(adapters: Option<&ResidentAdapter>) -> Arc<AdapterList> {
-    adapters.map(|resident| resident.0.list.clone()).unwrap_or_default()
+    adapters.map(|resident| resident.list.clone()).unwrap_or_default()
 }
 
 /// A task adapter whose branches are known to fit this engine's model. Cheap to clone; its tensors stay in their file.
@@ -55,7 +69,7 @@ pub struct BoundAdapter(Arc<Bound>);
 struct Bound {
     name: String,
     id: u64,
-    tail: Tail,
+    tail: BoundTail,
     task: TaskDefaults,
     digest: OnceLock<[u8; 32]>,
     canary: Option<Canary>,
@@ -63,7 +77,7 @@ struct Bound {
 
 impl BoundAdapter {
     /// Names a tail; every call gives an adapter of its own, even for equal tails.
-    pub(crate) fn new(name: String, tail: Tail, task: TaskDefaults, canary: Option<Canary>) -> Self {
+    pub(crate) fn new(name: String, tail: BoundTail, task: TaskDefaults, canary: Option<Canary>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         Self(Arc::new(Bound { name, id, tail, task, digest: OnceLock::new(), canary }))
@@ -74,9 +88,14 @@ impl BoundAdapter {
         &self.0.name
     }
 
-    /// The branches.
-    pub fn tail(&self) -> &Tail {
-        &self.0.tail
+    /// The branches; those of a file are made for the caller.
+    pub fn tail(&self) -> Cow<'_, Tail> {
+        self.0.tail.tail()
+    }
+
+    /// Bytes of the branches in their file.
+    pub fn byte_len(&self) -> usize {
+        self.0.tail.byte_len()
     }
 
     /// What the task brings besides its branches.
@@ -102,76 +121,103 @@ impl BoundAdapter {
     pub(crate) fn digest(&self) -> Result<[u8; 32]> {
         match self.0.digest.get() {
             Some(known) => Ok(*known),
-            None => self.0.tail.digest().map(|digest| *self.0.digest.get_or_init(|| digest)),
+            None => self.tail().digest().map(|digest| *self.0.digest.get_or_init(|| digest)),
         }
     }
 }
 
-/// A list of adapters on the device; the last clone that goes frees it.
+/// Adapters on the device, and how strongly each acts; the last clone that goes frees them.
+///
+/// Scales are no part of what lies on the device: the same adapters with other scales are the same bytes.
 #[derive(Clone, Debug)]
-pub struct ResidentAdapter(pub(crate) Arc<Resident>);
+pub struct ResidentAdapter {
+    pub(super) resident: Arc<Resident>,
+    pub(super) list: Arc<AdapterList>,
+}
 
 impl ResidentAdapter {
     /// The adapters and their scales.
     pub fn adapters(&self) -> &[(BoundAdapter, f32)] {
-        self.0.adapters()
+        &self.list.items
     }
 
-    /// Bytes of the branches on the device, at most.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.0.bytes()
+    /// The same adapters with other scales, one for each in their order; places nothing.
+    pub(crate) fn scaled(&self, scales: &[f32]) -> Result<Self> {
+        let items = &self.list.items;
+        if scales.len() != items.len() {
+            return Err(unfit_scales(scales.len(), items.len()));
+        }
+        let items = items.iter().zip(scales).map(|((adapter, _), scale)| (adapter.clone(), *scale)).collect();
+        Ok(Self { resident: self.resident.clone(), list: Arc::new(AdapterList::new(items)?) })
+    }
+
+    /// Whether any of them does anything.
+    pub(super) fn acts(&self) -> bool {
+        !self.list.key.is_empty()
     }
 
     /// Where the branches lie, unless another thread is loading them just now; their device may be lost.
     pub(super) fn placed(&self) -> Option<Placed<TailId>> {
-        self.0.tail.try_lock().ok().map(|tail| *tail)
+        self.resident.tail.try_lock().ok().map(|tail| *tail)
     }
 
-    /// Where the branches lie; loaded again if their device was lost.
-    pub(crate) fn tail(&self) -> Result<Placed<TailId>> {
-        let mut tail = self.0.tail.lock().unwrap_or_else(PoisonError::into_inner);
-        if tail.epoch != self.0.shared.epoch() {
-            *tail = place(&self.0.shared, &self.0.list.items)?;
+    /// What a pass is given, nothing where all is scaled to 0: where the branches lie, loaded again if their device was
+    /// lost, and their scales.
+    pub(super) fn acting(&self) -> Result<Option<(Placed<TailId>, &[f32])>> {
+        match self.acts() {
+            true => Ok(Some((self.resident.tail()?, &self.list.scales))),
+            false => Ok(None),
+        }
+    }
+}
+
+/// That a request has not as many scales as its session has adapters.
+pub(super) fn unfit_scales(scales: usize, adapters: usize) -> Error {
+    let reason = format!("{adapters} adapters are attached; give one scale for each, in their order");
+    Error::option("adapter_scales", format!("({scales} scales)"), reason)
+}
+
+/// Adapters on the device as one tail.
+#[derive(Debug)]
+pub(crate) struct Resident {
+    shared: Arc<Shared>,
+    tail: Mutex<Placed<TailId>>,
+    adapters: Vec<BoundAdapter>,
+    bytes: u64,
+}
+
+impl Resident {
+    pub(crate) fn load(shared: &Arc<Shared>, adapters: Vec<BoundAdapter>) -> Result<Self> {
+        let tail = Mutex::new(place(shared, &adapters)?);
+        let tails: Vec<_> = adapters.iter().map(BoundAdapter::tail).collect();
+        let bytes = shared.tail_bytes(&tails.iter().map(Cow::as_ref).collect::<Vec<_>>())?;
+        drop(tails);
+        Ok(Self { shared: shared.clone(), tail, adapters, bytes })
+    }
+
+    pub(crate) fn adapters(&self) -> &[BoundAdapter] {
+        &self.adapters
+    }
+
+    /// Bytes of the branches on the device, at most.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn tail(&self) -> Result<Placed<TailId>> {
+        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        if tail.epoch != self.shared.epoch() {
+            *tail = place(&self.shared, &self.adapters)?;
         }
         Ok(*tail)
     }
 }
 
-#[derive(Debug)]
-pub(crate) struct Resident {
-    shared: Arc<Shared>,
-    tail: Mutex<Placed<TailId>>,
-    list: Arc<AdapterList>,
-    bytes: u64,
-}
-
-impl Resident {
-    pub(crate) fn load(shared: &Arc<Shared>, list: AdapterList) -> Result<Self> {
-        let tail = Mutex::new(place(shared, &list.items)?);
-        let bytes = shared.tail_bytes(&stack(&list.items))?;
-        Ok(Self { shared: shared.clone(), tail, list: Arc::new(list), bytes })
-    }
-
-    pub(crate) fn adapters(&self) -> &[(BoundAdapter, f32)] {
-        &self.list.items
-    }
-
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-}
-
-/// All branches of the adapters, still in their files.
-fn stack(adapters: &[(BoundAdapter, f32)]) -> Tail {
-    let parts: Vec<(&Tail, f32)> = adapters.iter().map(|(a, scale)| (a.tail(), *scale)).collect();
-    Tail::stack(&parts)
-}
-
-/// Stacks adapters and loads them.
-fn place(shared: &Shared, adapters: &[(BoundAdapter, f32)]) -> Result<Placed<TailId>> {
+/// Loads adapters as one tail.
+fn place(shared: &Shared, adapters: &[BoundAdapter]) -> Result<Placed<TailId>> {
     // Copied before the device's lock is taken: reading a file may take long.
-    let tail = stack(adapters).copied()?;
-    shared.place(|device| device.load_tail(&tail))
+    let tails: Vec<Tail> = adapters.iter().map(|a| a.tail().into_owned().copied()).collect::<Result<_>>()?;
+    shared.place(|device| device.load_tails(&tails.iter().collect::<Vec<_>>()))
 }
 
 impl Drop for Resident {

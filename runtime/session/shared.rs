@@ -152,8 +152,8 @@ impl Shared {
     }
 
     /// Bytes that branches take on the device, at most.
-    pub(crate) fn tail_bytes(&self, tail: &Tail) -> Result<u64> {
-        Ok(self.place(|device| Ok(device.tail_bytes(tail)))?.id)
+    pub(crate) fn tail_bytes(&self, tails: &[&Tail]) -> Result<u64> {
+        Ok(self.place(|device| Ok(device.tail_bytes(tails)))?.id)
     }
 
     /// Gives working memory back that the next pass makes again.

@@ -1,8 +1,8 @@
 //! A mapped file, and reading it so that nobody who changes the file can end the process.
 //!
 //! Touching a mapped page whose file was truncated is a bus error. [`Mapped::visit`] lets the system copy instead of
-//! touching: a page that is gone is then an error of the call. Invariant: what it hands out is what was opened, or an
-//! error; it needs no file handle between calls.
+//! touching: a page that is gone is then an error of the call. [`Mapped::copy`] reads the file itself where its path still
+//! leads to it. Invariant: what either hands out is what was opened, or an error; no file handle is kept between calls.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -77,6 +77,9 @@ impl Mapped {
     /// A copy of the bytes `range`.
     pub(super) fn copy(&self, range: Range<usize>) -> Result<PrivateBytes> {
         let mut copy = PrivateBytes::zeroed(&self.path, range.len())?;
+        if self.is_read_again(range.start, copy.bytes_mut()) {
+            return Ok(copy);
+        }
         let (out, mut at) = (copy.bytes_mut(), 0);
         self.visit(range, |chunk| {
             out[at..at + chunk.len()].copy_from_slice(chunk);
@@ -109,6 +112,26 @@ impl Mapped {
             let _ = range;
             0
         }
+    }
+
+    /// Reads bytes from the file by its path: one copy where a pipe takes two. Whether they are those of the map: a path
+    /// that leads elsewhere, and a file that was or is being changed, is left to the map to judge.
+    #[cfg(unix)]
+    fn is_read_again(&self, start: usize, out: &mut [u8]) -> bool {
+        use std::os::unix::fs::FileExt;
+        // Asked before opening: opening a named pipe would wait for a writer.
+        if !Stamp::at(&self.path).is_ok_and(|now| now == self.stamp) {
+            return false;
+        }
+        let Ok(file) = File::open(&self.path) else { return false };
+        // Of the opened file, so that it does not matter what the path leads to by now; twice, so that a change shows.
+        let unchanged = || file.metadata().is_ok_and(|info| Stamp::of(&info) == self.stamp);
+        unchanged() && file.read_exact_at(out, start as u64).is_ok() && unchanged()
+    }
+
+    #[cfg(not(unix))]
+    fn is_read_again(&self, _: usize, _: &mut [u8]) -> bool {
+        false
     }
 
     /// Asks the system to read the bytes `range` soon; returns at once. A hint: that it fails changes nothing.

@@ -31,6 +31,7 @@ pub use scheme::{ModuleTarget, QuantConfig};
 pub use shards::Shards;
 pub(crate) use shards::is_plain_name;
 pub(crate) use stamp::Stamp;
+pub(crate) use tensor::Backing;
 pub use tensor::{DType, Tensor};
 pub(crate) use write::Staged;
 pub use write::write_atomically;

@@ -40,6 +40,18 @@ impl DType {
     }
 }
 
+/// The first 16-bit float whose exponent is all ones.
+fn not_finite_16(bytes: &[u8], exponent: i16) -> Option<usize> {
+    /// Looked through at a time, without a branch for each.
+    const PIECE: usize = 4096;
+    let size = |b: &[u8; 2]| i16::from_le_bytes(*b) & i16::MAX;
+    let values = bytes.as_chunks().0;
+    let piece =
+        values.chunks(PIECE).position(|p| p.iter().fold(0, |most, b| most.max(size(b))) >= exponent)?;
+    let start = piece * PIECE;
+    values[start..].iter().position(|b| size(b) >= exponent).map(|at| start + at)
+}
+
 /// Where a tensor's bytes live.
 #[derive(Clone)]
 pub(crate) enum Backing {
@@ -142,6 +154,47 @@ impl Tensor {
     pub fn copied(&self) -> Result<Self> {
         let (backing, range) = self.backing.copied(self.range.clone())?;
         Ok(Self { backing, range, ..self.clone() })
+    }
+
+    /// [`Self::copied`] of several at once: what lies in one file is copied as one piece, what lies between included.
+    pub(crate) fn copy_all(tensors: &mut [&mut Self]) -> Result<()> {
+        while let Some(map) = tensors.iter().find_map(|tensor| tensor.map().cloned()) {
+            let in_map = |tensor: &Self| tensor.map().is_some_and(|other| Arc::ptr_eq(other, &map));
+            let ranges = || tensors.iter().filter(|tensor| in_map(tensor)).map(|tensor| &tensor.range);
+            let start = ranges().map(|range| range.start).min().unwrap_or_default();
+            let end = ranges().map(|range| range.end).max().unwrap_or_default();
+            let copy = Arc::new(map.copy(start..end)?);
+            for tensor in tensors.iter_mut().filter(|tensor| in_map(tensor)) {
+                tensor.range = tensor.range.start - start..tensor.range.end - start;
+                tensor.backing = Backing::Private(copy.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn map(&self) -> Option<&Arc<Mapped>> {
+        match &self.backing {
+            Backing::Mapped(map) => Some(map),
+            Backing::Private(_) => None,
+        }
+    }
+
+    /// Refuses a float tensor with a value that is not finite; looks at exponents alone.
+    pub fn check_finite(&self) -> Result<()> {
+        let bytes = self.bytes();
+        let at = match self.dtype {
+            DType::F16 => not_finite_16(bytes, 0x7c00),
+            DType::BF16 => not_finite_16(bytes, 0x7f80),
+            DType::F32 => bytes.as_chunks().0.iter().position(|b| !f32::from_le_bytes(*b).is_finite()),
+            _ => None,
+        };
+        match at {
+            Some(at) => {
+                let value = self.to_f32_range(at..at + 1)?.first().copied().unwrap_or(f32::NAN);
+                Err(Error::tensor(self.path(), &self.name, format!("element {at} is {value}")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Whether it lies in this process's memory and in no mapped file.

@@ -65,7 +65,14 @@ fn main() {
             for v in &mut variants {
                 let start = Instant::now();
                 v.device
-                    .forward(&Forward { tokens: &ids, position: 0, cache: v.cache, tail: None, want })
+                    .forward(&Forward {
+                        tokens: &ids,
+                        position: 0,
+                        cache: v.cache,
+                        tail: None,
+                        scales: &[],
+                        want,
+                    })
                     .unwrap();
                 // The first round warms up.
                 if round > 0 {

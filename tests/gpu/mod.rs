@@ -65,7 +65,7 @@ pub fn forward(
     tail: Option<TailId>,
     want: Want,
 ) -> Answer {
-    device.forward(&Forward { tokens, position, cache, tail, want }).unwrap()
+    device.forward(&Forward { tokens, position, cache, tail, scales: &[], want }).unwrap()
 }
 
 /// What a one-projection model has beside its matrix.

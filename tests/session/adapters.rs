@@ -63,9 +63,9 @@ fn equal_lists_share_one_resident_tail_and_everything_is_freed() {
     let (one, mut two) = (with(), with());
     assert_eq!((engine.memory().tails, engine.memory().caches), (1, 2));
     two.switch_to(&[(a, 0.5)]).unwrap();
-    assert_eq!(engine.memory().tails, 2);
+    assert_eq!(engine.memory().tails, 1, "a scale is no copy");
     drop(kept);
-    assert_eq!(engine.memory().tails, 2, "a session holds it");
+    assert_eq!(engine.memory().tails, 1, "a session holds it");
     drop(one);
     assert_eq!((engine.memory().tails, engine.memory().caches), (1, 1));
     two.switch_to(&[]).unwrap();
@@ -116,4 +116,129 @@ fn sessions_interleave_token_by_token() {
         handles.map(|handle| handle.join().unwrap())
     });
     assert_eq!(results, expected);
+}
+
+/// Options that scale the attached adapters.
+fn scaled(n: usize, scales: &[f32]) -> GenerationOptions {
+    GenerationOptions { adapter_scales: scales.to_vec(), ..tokens(n) }
+}
+
+fn attached(engine: &Engine, adapters: &[(BoundAdapter, f32)]) -> Session {
+    engine.session(SessionOptions { adapters: adapters.to_vec(), ..SessionOptions::default() }).unwrap()
+}
+
+#[test]
+fn a_request_scales_its_adapters_without_a_copy() {
+    let (engine, state) = engine(Setup::default());
+    let (base, task) = (adapter(&engine, 1), adapter(&engine, 2));
+    let list = |scale| [(base.clone(), 1.0), (task.clone(), scale)];
+    let mut session = attached(&engine, &list(1.0));
+    let mut answers = Vec::new();
+    for i in 1..=100 {
+        let scale = i as f32 / 100.0;
+        session.reset();
+        let response = respond(&mut session, "fade in", &scaled(6, &[1.0, scale]));
+        assert_eq!(response.usage.cached_tokens, 0, "another scale is another computation");
+        let loads = state.lock().unwrap().loads;
+        assert_eq!((loads, engine.memory().tails), (1, 1));
+        assert_eq!(engine.residency().lists.len(), 1);
+        answers.push(response.tokens);
+    }
+    answers.dedup();
+    assert_eq!(answers.len(), 100, "every scale has its own answer");
+    // Each is what a session gives that was attached so.
+    for (answer, scale) in [(&answers[29], 0.3), (&answers[99], 1.0)] {
+        assert_eq!(respond(&mut attached(&engine, &list(scale)), "fade in", &tokens(6)).tokens, *answer);
+    }
+    assert_eq!(session.adapters().unwrap().adapters()[1].1, 1.0, "the session's own scale stays");
+    assert_eq!(state.lock().unwrap().loads, 1);
+}
+
+#[test]
+fn scale_0_is_detached_and_scale_1_attached() {
+    let (engine, state) = engine(Setup::default());
+    let (a, b) = (adapter(&engine, 1), adapter(&engine, 2));
+    let prompt = |session: &mut Session, options: &GenerationOptions| {
+        session.reset();
+        respond(session, "the sea", options)
+    };
+    let plain = prompt(&mut attached(&engine, &[]), &tokens(6)).tokens;
+    let with_a = prompt(&mut attached(&engine, &[(a.clone(), 1.0)]), &tokens(6)).tokens;
+    assert_ne!(plain, with_a);
+    let mut session = attached(&engine, &[(a.clone(), 1.0)]);
+    assert_eq!(prompt(&mut session, &scaled(6, &[0.0])).tokens, plain);
+    assert_eq!(prompt(&mut session, &scaled(6, &[1.0])).tokens, with_a);
+    assert_eq!(prompt(&mut session, &tokens(6)).tokens, with_a);
+    let mut both = attached(&engine, &[(a.clone(), 1.0), (b.clone(), 1.0)]);
+    assert_eq!(prompt(&mut both, &scaled(6, &[1.0, 0.0])).tokens, with_a);
+    assert_eq!(prompt(&mut both, &scaled(6, &[-0.0, 0.0])).tokens, plain);
+
+    // The journal knows: what scale 0 computed is what no adapter computes, and nothing else is.
+    let held = both.cached_tokens();
+    assert_eq!(held, 0, "it was computed at other scales than the session's");
+    both.switch_to(&[]).unwrap();
+    let held = both.cached_tokens();
+    assert!(held > 8);
+    let reused = prompt(&mut both, &tokens(6));
+    assert_eq!((reused.tokens, reused.usage.cached_tokens), (plain.clone(), 8));
+    both.switch_to(&[(a.clone(), 0.0), (b, 0.0)]).unwrap();
+    assert!(both.cached_tokens() > 8);
+    both.switch_to(&[(a.clone(), 0.5)]).unwrap();
+    assert_eq!(both.cached_tokens(), 0);
+
+    // A pass at scale 0 names no tail.
+    let loads = state.lock().unwrap().loads;
+    both.switch_to(&[(a, 0.0)]).unwrap();
+    prompt(&mut both, &tokens(3));
+    assert_eq!(state.lock().unwrap().loads, loads);
+}
+
+#[test]
+fn one_adapter_acts_at_two_scales_at_the_same_time() {
+    let (engine, state) = engine(Setup::default());
+    let a = [(adapter(&engine, 4), 1.0)];
+    let alone = |scale: f32| respond(&mut attached(&engine, &a), "one of two", &scaled(12, &[scale])).tokens;
+    let expected = [alone(0.25), alone(0.75)];
+    assert_ne!(expected[0], expected[1]);
+    let (mut first, mut second) = (attached(&engine, &a), attached(&engine, &a));
+    let loads = state.lock().unwrap().loads;
+    let mut streams = [
+        first.respond("one of two", &scaled(12, &[0.25])).unwrap(),
+        second.respond("one of two", &scaled(12, &[0.75])).unwrap(),
+    ];
+    let mut live = true;
+    while live {
+        live = false;
+        for stream in &mut streams {
+            live |= stream.next().unwrap().is_some();
+        }
+    }
+    assert_eq!(streams.each_ref().map(|s| s.output().to_vec()), expected);
+    assert_eq!(state.lock().unwrap().loads, loads);
+}
+
+#[test]
+fn scales_that_fit_no_list_are_refused_before_anything_is_computed() {
+    let (engine, state) = engine(Setup::default());
+    let a = [(adapter(&engine, 1), 1.0)];
+    for (list, scales) in [
+        (&a[..], &[1.0, 0.5][..]),
+        (&a[..], &[f32::NAN][..]),
+        (&[][..], &[1.0][..]),
+        (&a[..], &[f32::INFINITY][..]),
+    ] {
+        let mut session = attached(&engine, list);
+        let before = snapshot(&session);
+        let error = session.respond("no", &scaled(3, scales)).map(drop).unwrap_err();
+        assert!(
+            matches!(&error, Error::InvalidOption { option, .. } if option == "adapter_scales"),
+            "{error}"
+        );
+        assert_eq!(snapshot(&session), before);
+    }
+    assert_eq!(state.lock().unwrap().passes, 0);
+    let defaults = scaled(3, &[0.0]);
+    let options = SessionOptions { adapters: a.to_vec(), defaults, ..SessionOptions::default() };
+    let by_default = respond(&mut engine.session(options).unwrap(), "hello", &tokens(4)).tokens;
+    assert_eq!(by_default, respond(&mut attached(&engine, &[]), "hello", &tokens(4)).tokens);
 }

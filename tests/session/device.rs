@@ -25,7 +25,10 @@ type Hook = Box<dyn FnMut(usize) -> Result<()> + Send>;
 #[derive(Default)]
 pub struct State {
     caches: HashMap<u64, (usize, Vec<(u32, u64)>)>,
-    pub tails: HashMap<u64, u64>,
+    /// Of each adapter of a tail a hash.
+    pub tails: HashMap<u64, Vec<u64>>,
+    /// Tails loaded so far.
+    pub loads: usize,
     next: u64,
     /// Passes so far.
     pub passes: usize,
@@ -105,18 +108,23 @@ impl Device for TestDevice {
         assert!(self.state.lock().unwrap().caches.remove(&cache.0).is_some(), "dropped twice");
     }
 
-    fn load_tail(&mut self, tail: &Tail) -> Result<TailId> {
+    fn load_tails(&mut self, tails: &[&Tail]) -> Result<TailId> {
         let mut state = self.state.lock().unwrap();
         state.next += 1;
         let id = state.next;
-        let mut content = 0;
-        for branch in tail.branches.iter().flatten() {
-            content = mix(content, u64::from(branch.scaling.to_bits()));
-            for v in branch.up.to_f32()? {
-                content = mix(content, u64::from(v.to_bits()));
+        let mut contents = Vec::new();
+        for tail in tails {
+            let mut content = 0;
+            for branch in tail.branches.iter().flatten() {
+                content = mix(content, u64::from(branch.scaling.to_bits()));
+                for v in branch.up.to_f32()? {
+                    content = mix(content, u64::from(v.to_bits()));
+                }
             }
+            contents.push(content);
         }
-        state.tails.insert(id, content);
+        state.loads += 1;
+        state.tails.insert(id, contents);
         Ok(TailId(id))
     }
 
@@ -167,7 +175,13 @@ impl TestDevice {
         }
         state.log.push((pass.tokens.len(), pass.want));
         assert!((1..=MAX_TOKENS).contains(&pass.tokens.len()));
-        let tail = pass.tail.map_or(0, |tail| state.tails[&tail.0]);
+        let mut tail = 0;
+        for (i, content) in pass.tail.iter().flat_map(|tail| &state.tails[&tail.0]).enumerate() {
+            let scale = pass.scales.get(i).copied().unwrap_or(1.0);
+            if scale != 0.0 {
+                tail = mix(mix(tail, *content), u64::from(scale.to_bits()));
+            }
+        }
         let (capacity, content) = state.caches.get_mut(&pass.cache.0).unwrap();
         assert!(pass.position <= content.len(), "a hole in the cache");
         content.truncate(pass.position);

@@ -109,8 +109,8 @@ impl<D: Device> Device for Faulty<D> {
         self.inner.drop_cache(cache);
     }
 
-    fn load_tail(&mut self, tail: &Tail) -> Result<TailId> {
-        self.call(0, |device| device.load_tail(tail))
+    fn load_tails(&mut self, tails: &[&Tail]) -> Result<TailId> {
+        self.call(0, |device| device.load_tails(tails))
     }
 
     fn drop_tail(&mut self, tail: TailId) {

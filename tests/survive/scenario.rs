@@ -144,6 +144,8 @@ pub fn scenario(engine: &Engine) -> Outcome {
     let next = [first.tokens(), &prompt(4, 2)].concat();
     out.respond(&mut first, &next, &greedy(3));
     out.request(&mut first, |session| session.switch_to(&[a.clone(), (b.0.clone(), 0.5)]));
+    let faded = GenerationOptions { adapter_scales: vec![0.0, 0.25], ..greedy(3) };
+    out.respond(&mut first, &prompt(9, 11), &faded);
     out.respond(&mut first, &prompt(5, 27), &greedy(4));
     // What the stack computed stays in use, is put aside, is written over, and comes back.
     let (alone, stack) = (std::slice::from_ref(&b), [a.clone(), (b.0.clone(), 0.5)]);

@@ -78,3 +78,27 @@ fn classification_gives_shares_that_add_up() {
     assert!(scores[0].probability > 0.9);
     assert!(session.messages().is_empty());
 }
+
+#[test]
+fn a_request_fades_an_adapter_in_without_a_copy_of_it() {
+    let engine = engine();
+    let (intent, spam) = (adapter(&engine, "intent"), adapter(&engine, "spam"));
+    let at = |session: &Session, scales: &[f32]| {
+        block_on(session.reset()).unwrap();
+        let options = GenerationOptions { adapter_scales: scales.to_vec(), ..at_most(12) };
+        text(&session.respond(COMMAND.into(), options).unwrap())
+    };
+    let plain = at(&session(&engine, vec![]), &[]);
+    let with_spam = at(&session(&engine, with(&spam)), &[]);
+    block_on(engine.evict(spam.clone())).unwrap();
+    let both = session(&engine, [with(&intent), with(&spam)].concat());
+    let bytes = block_on(engine.memory()).unwrap().adapter_bytes;
+    assert_eq!(at(&both, &[0.0, 0.0]), plain);
+    assert_eq!(at(&both, &[0.0, 1.0]), with_spam);
+    (1..10).for_each(|tenth| drop(at(&both, &[tenth as f32 / 10.0, 1.0])));
+    assert_eq!(at(&both, &[1.0, 0.0]), "PlayMusic");
+    assert_eq!(block_on(engine.memory()).unwrap().adapter_bytes, bytes);
+    let wrong = GenerationOptions { adapter_scales: vec![1.0], ..at_most(1) };
+    let error = block_on(both.respond(COMMAND.into(), wrong).unwrap().next()).err();
+    assert!(matches!(error, Some(EngineError::InvalidOption { option, .. }) if option == "adapter_scales"));
+}

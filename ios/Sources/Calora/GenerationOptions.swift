@@ -18,6 +18,10 @@ public struct GenerationOptions: Sendable, Hashable {
     public var seed: UInt64?
     /// Texts that end the response; they are not part of it.
     public var stop: [String]
+    /// How strongly each attached adapter acts in this response, in the order in which they are attached: 1 as trained, 0 as
+    /// if it were not there. By default the scales that they are attached with. What the conversation holds was computed
+    /// with other scales, so a change computes it anew.
+    public var adapterScales: [Double]
 
     /// Options; all have a default.
     public init(
@@ -28,7 +32,8 @@ public struct GenerationOptions: Sendable, Hashable {
         minP: Double? = nil,
         repetitionPenalty: Double? = nil,
         seed: UInt64? = nil,
-        stop: [String] = []
+        stop: [String] = [],
+        adapterScales: [Double] = []
     ) {
         self.maxTokens = maxTokens
         self.temperature = temperature
@@ -38,6 +43,7 @@ public struct GenerationOptions: Sendable, Hashable {
         self.repetitionPenalty = repetitionPenalty
         self.seed = seed
         self.stop = stop
+        self.adapterScales = adapterScales
     }
 
     func bindings() throws(EngineError) -> CaloraBindings.GenerationOptions {
@@ -49,7 +55,8 @@ public struct GenerationOptions: Sendable, Hashable {
             minP: minP.map { Float($0) },
             repetitionPenalty: repetitionPenalty.map { Float($0) },
             seed: seed,
-            stop: stop
+            stop: stop,
+            adapterScales: adapterScales.map { Float($0) }
         )
     }
 }

@@ -100,6 +100,30 @@ private let command = "wake me with some quiet piano music"
         #expect(try await silent.respond(to: command, options: options).text == base.text)
     }
 
+    @Test func aRequestFadesAnAdapterInWithoutACopyOfIt() async throws {
+        let engine = try await Models.engine()
+        let intent = try await engine.adapters.open(Models.adapter("intent"))
+        func options(_ scales: [Double]) -> GenerationOptions {
+            GenerationOptions(maxTokens: 12, temperature: 0, adapterScales: scales)
+        }
+        let base = try await engine.session().respond(to: command, options: options([]))
+        let session = try await engine.session(adapter: intent)
+        let task = try await session.respond(to: command, options: options([]))
+        let bytes = try await engine.memory().adapterBytes
+        try await session.reset()
+        #expect(try await session.respond(to: command, options: options([0])).text == base.text)
+        for tenth in 1...9 {
+            try await session.reset()
+            _ = try await session.respond(to: command, options: options([Double(tenth) / 10]))
+        }
+        try await session.reset()
+        #expect(try await session.respond(to: command, options: options([1])).text == task.text)
+        #expect(try await engine.memory().adapterBytes == bytes)
+        await #expect(throws: EngineError.self) {
+            try await session.respond(to: command, options: options([1, 1]))
+        }
+    }
+
     @Test func instructionsReachTheModel() async throws {
         let engine = try await Models.engine()
         let options = GenerationOptions(maxTokens: 12, temperature: 0)

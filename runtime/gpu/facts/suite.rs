@@ -5,6 +5,7 @@
 use half::{bf16, f16};
 
 use super::twin;
+use crate::device::MOST_ADAPTERS;
 use crate::error::Result;
 use crate::kernels::attention::{Attention, Combine, CombineParams};
 use crate::kernels::expand::{self, Expand};
@@ -334,16 +335,20 @@ fn shrinking(k: shrink::Shrink, noise: &mut Noise) -> Case {
     let (rows, blocks, tokens) = (16, 67, 2);
     let width = blocks * BLOCK;
     let down = noise.values(rows * width, 1.0 / 8.0);
-    let factors: Vec<f32> = (0..rows).flat_map(|i| [0.5 + i as f32 / 8.0, (i / 8) as f32]).collect();
+    // Two adapters, of which the second is scaled and has a GELU, and a third that is scaled to nothing.
+    let kind = |i: usize| shrink::kind(i / 6, i / 6 == 1);
+    let factors: Vec<f32> = (0..rows).flat_map(|i| [0.5 + i as f32 / 8.0, kind(i)]).collect();
+    let mut scales = [1.0; MOST_ADAPTERS];
+    (scales[1], scales[2]) = (0.25, 0.0);
     let x = noise.values((tokens + 1) * width, 0.5);
-    let values = twin::shrink(&down, &factors, &x[width..], width);
+    let values = twin::shrink(&down, (&factors, &scales), &x[width..], width);
     let inner = vec![0xff; tokens * rows * 4];
     let groups = [
         Vec::new(),
         vec![tail_bytes(k.tail, &down), f32_bytes(&factors), inner],
         vec![Vec::new(), f32_bytes(&x)],
     ];
-    let params = shrink::Params { rows: rows as u32, blocks: blocks as u32, x_row: 1, pad: 0 };
+    let params = shrink::Params { rows: rows as u32, blocks: blocks as u32, x_row: 1, pad: 0, scales };
     let expected = Expected { at: (1, 2), form: Form::F32, values, tolerance: FLOAT };
     case(groups, &params, shrink::Shrink::grid(rows, tokens), vec![expected])
 }

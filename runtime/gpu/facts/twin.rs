@@ -54,14 +54,15 @@ pub(super) fn expand(
     (0..tokens).flat_map(|token| (0..rows).map(move |row| one(token, row))).collect()
 }
 
-/// (T, r) inner values; `factors` are (r, 2): a scaling, and whether a GELU stands.
-pub(super) fn shrink(down: &[f32], factors: &[f32], x: &[f32], width: usize) -> Vec<f64> {
+/// (T, r) inner values; `factors` are (r, 2): a scaling, and twice the adapter whose scale counts, plus 1 for a GELU.
+pub(super) fn shrink(down: &[f32], (factors, scales): (&[f32], &[f32]), x: &[f32], width: usize) -> Vec<f64> {
     let mut inner = Vec::new();
     for x in x.chunks(width) {
         for (down, factor) in down.chunks(width).zip(factors.chunks(2)) {
             let value: f64 = down.iter().zip(x).map(|(d, x)| f(*d) * f(*x)).sum();
-            let value = if factor[1] == 0.0 { value } else { gelu(value) };
-            inner.push(f(factor[0]) * value);
+            let kind = factor[1] as usize;
+            let value = if kind.is_multiple_of(2) { value } else { gelu(value) };
+            inner.push(f(factor[0]) * f(scales[kind / 2]) * value);
         }
     }
     inner

@@ -11,6 +11,9 @@ package dev.calora
  * @property repetitionPenalty above 1 makes tokens seen so far less likely; by default 1
  * @property seed same seed, same model, same device: same text; by default a new one each time
  * @property stop texts that end the response; they are not part of it
+ * @property adapterScales how strongly each attached adapter acts in this response, in the order in which they are attached:
+ *   1 as trained, 0 as if it were not there; by default the scales that they are attached with. What the conversation holds
+ *   was computed with other scales, so a change computes it anew
  */
 public data class GenerationOptions(
     val maxTokens: Int? = null,
@@ -21,6 +24,7 @@ public data class GenerationOptions(
     val repetitionPenalty: Float? = null,
     val seed: Long? = null,
     val stop: List<String> = emptyList(),
+    val adapterScales: List<Float> = emptyList(),
 )
 
 internal fun GenerationOptions.toFfi() =
@@ -34,4 +38,5 @@ internal fun GenerationOptions.toFfi() =
         // All 64 bits count, so a negative seed is one too.
         seed = seed?.toULong(),
         stop = stop,
+        adapterScales = adapterScales,
     )

@@ -117,6 +117,29 @@ class SwapTest {
     }
 
     @Test
+    fun `a request fades an adapter in without a copy of it`() = engineTest { engine ->
+        val intent = engine.adapters.open(task("intent"))
+        val plain = engine.session().use { it.answer(COMMAND) }
+        engine.session(intent).use { session ->
+            val bytes = engine.memory().adapterBytes
+            suspend fun at(scale: Float): String {
+                session.reset()
+                return session.respond(COMMAND, options.copy(adapterScales = listOf(scale))).text
+            }
+            assertEquals(plain, at(0f))
+            for (tenth in 1..9) at(tenth / 10f)
+            assertEquals("GetWeather", at(1f).trim())
+            assertEquals(bytes, engine.memory().adapterBytes)
+            assertEquals(1, engine.residency().adapters.size)
+            assertEquals(1f, session.adapters.single().scale)
+            val two = thrownBy<EngineException.InvalidOption> {
+                session.respond(COMMAND, options.copy(adapterScales = listOf(1f, 1f)))
+            }
+            assertEquals("adapter_scales", two.option)
+        }
+    }
+
+    @Test
     fun `several adapters act together`() = engineTest { engine ->
         val intent = engine.adapters.open(task("intent"))
         val spam = engine.adapters.open(task("spam"))
