@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::suite::{Case, Expected, Form, cases, decode};
+use super::suite::{Case, Expected, cases};
+use super::values::{Form, decode};
 use crate::error::{Error, Result};
 use crate::gpu::context::Context;
 use crate::gpu::pipeline::Pipelines;

@@ -9,6 +9,7 @@ mod check;
 mod store;
 mod suite;
 mod twin;
+mod values;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
