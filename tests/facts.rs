@@ -201,6 +201,7 @@ fn where_every_variant_fails_the_error_names_the_kernel() {
     let Err(error) = result else { panic!("nothing to compute attention with") };
     let Error::Gpu { what, reason } = &error else { panic!("{error}") };
     assert!(what.contains("Attention") && reason.contains("no variant"), "{error}");
+    assert!(reason.contains("visible") && !reason.contains('\n'), "the driver's own words: {error}");
     // Without the self-test the driver's refusal comes when the kernel is needed.
     let untested = GpuOptions { facts: FactsOptions::default(), ..options(Activations::F32, None) };
     with_fault(fault(), || {

@@ -1,8 +1,9 @@
 //! One kernel on the real driver: does it compile, does it compute what its twin does, how long does it take.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::suite::{Case, Expected, Form, cases, decode};
+use super::suite::{Case, Expected, cases};
+use super::values::{Form, decode};
 use crate::error::{Error, Result};
 use crate::gpu::context::Context;
 use crate::gpu::pipeline::Pipelines;
@@ -11,8 +12,9 @@ use crate::kernels::{BLOCK, Kernel};
 /// Dispatches of one sample of a time at most, and the microseconds that they should take together.
 const REPEATS: f64 = 16.0;
 const ENOUGH: f64 = 2000.0;
-/// Samples, of which the median counts.
-const SAMPLES: usize = 5;
+/// Samples at least, and how long they go on: a GPU that was idle is slow at first.
+const SAMPLES: usize = 6;
+const LONG: Duration = Duration::from_millis(20);
 
 /// What a kernel did with its cases.
 pub(super) enum Outcome {
@@ -215,7 +217,7 @@ impl Timer {
     }
 }
 
-/// The median time of a kernel's dispatch on a phone's sizes, in microseconds.
+/// The median time of a kernel's dispatch on a phone's sizes, in microseconds, over the later half of its samples.
 pub(super) fn time(context: &Context, pipelines: &mut Pipelines, kernel: Kernel, case: &Case) -> Result<f64> {
     let ready = Ready::new(context, pipelines, kernel, case)?;
     let mut timer = Timer::new(context)?;
@@ -225,10 +227,11 @@ pub(super) fn time(context: &Context, pipelines: &mut Pipelines, kernel: Kernel,
         timer = None;
     }
     let times = (ENOUGH / first).clamp(1.0, REPEATS) as u32;
-    let mut samples = Vec::new();
-    for _ in 0..SAMPLES {
+    let (start, mut samples) = (Instant::now(), Vec::new());
+    while samples.len() < SAMPLES || start.elapsed() < LONG {
         samples.push(ready.sample(context, case.grid, timer.as_ref(), times)?);
     }
-    samples.sort_by(f64::total_cmp);
-    Ok(samples[SAMPLES / 2])
+    let mut later = samples.split_off(samples.len() / 2);
+    later.sort_by(f64::total_cmp);
+    Ok(later[later.len() / 2])
 }

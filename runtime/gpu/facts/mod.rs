@@ -9,6 +9,7 @@ mod check;
 mod store;
 mod suite;
 mod twin;
+mod values;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -25,6 +26,9 @@ use store::Store;
 
 /// How much of the designed kernel's time another may take to replace it: noise never does.
 const CLEARLY_FASTER: f64 = 0.9;
+
+/// Letters of what a driver says that are kept.
+const LONGEST_REASON: usize = 300;
 
 /// Whether times choose among kernels that pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,11 +66,12 @@ struct Verdict {
 }
 
 impl Verdict {
+    /// One line of a validation's many.
     fn failed(reason: &str) -> Self {
-        Self {
-            failure: Some(reason.split(['\n', '\t']).next().unwrap_or_default().to_owned()),
-            ..Self::default()
-        }
+        // Never empty: in the file that stands for a kernel that passed.
+        let words: Vec<&str> = std::iter::once("wrong:").chain(reason.split_whitespace()).collect();
+        let reason = words.join(" ").chars().take(LONGEST_REASON).collect();
+        Self { failure: Some(reason), ..Self::default() }
     }
 
     /// One line of the file.
