@@ -208,9 +208,11 @@ impl<T: Send + 'static> Passes<T> {
         }
         let given = match cell.lock().as_mut() {
             Some(session) => {
-                let given = (self.advance)(session);
-                cell.refresh(session);
-                given.map_err(EngineError::from).transpose()
+                let given = (self.advance)(session).map_err(EngineError::from).transpose();
+                if given.is_some() {
+                    cell.refresh(session);
+                }
+                given
             }
             None => Some(Err(EngineError::closed("session"))),
         };

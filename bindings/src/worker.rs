@@ -154,6 +154,15 @@ impl Worker {
     }
 }
 
+impl Drop for Worker {
+    /// An engine that was never closed, because loading it was cancelled: its thread ends all the same.
+    fn drop(&mut self) {
+        self.queue.lock().closed = true;
+        self.queue.changed.notify_one();
+        self.gate.close();
+    }
+}
+
 /// What a job sent; without a result it has panicked.
 pub(crate) async fn result<T>(receiver: async_channel::Receiver<Result<T>>) -> Result<T> {
     receiver.recv().await.unwrap_or_else(|_| Err(EngineError::internal("the engine panicked")))
@@ -212,5 +221,18 @@ mod tests {
         assert!(pollster::block_on(wait.recv()).is_err());
         assert_eq!(order.lock().unwrap()[8..], ["f5", "b4"]);
         assert!(!worker.post(Foreground, job("late", None)));
+    }
+
+    #[test]
+    fn a_worker_that_is_dropped_ends_its_thread() {
+        let worker = Worker::start().unwrap();
+        let queue = Arc::downgrade(&worker.queue);
+        drop(worker);
+        // The thread holds the queue as long as it lives.
+        let start = std::time::Instant::now();
+        while queue.strong_count() > 0 {
+            assert!(start.elapsed().as_secs() < 60, "the thread waits for jobs that cannot come");
+            std::thread::yield_now();
+        }
     }
 }

@@ -38,10 +38,10 @@ class ConcurrencyTest {
             suspend fun triage() = texts.map { text -> quiet.classify(text, listOf("ham", "spam")).map { it.probability } }
             val alone = triage()
             assertTrue(alone[0][0] > 0.5 && alone[1][1] > 0.5, "$alone")
+            val urgent = engine.session()
             engine.pause()
             val asked = async { triage() }
             // The foreground's answer fits what is computed ahead of its reader: it waits for nobody.
-            val urgent = engine.session()
             val answer = async { urgent.complete("The old house", GenerationOptions(maxTokens = 4)) }
             delay(100.milliseconds)
             engine.resume()
