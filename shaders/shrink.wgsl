@@ -5,7 +5,7 @@ struct Params {
     rows: u32,   // ranks of all linears of the step, a multiple of 8
     blocks: u32, // K / 32
     x_row: u32,  // the first input row
-    pad0: u32,
+    inner_row: u32, // the first output row: an adapter's groups of rows, each with its scales, lie one behind the other
     scales: array<vec4<f32>, 3>, // one for each adapter
 }
 
@@ -59,6 +59,6 @@ fn main(lane: Lane) {
             value = gelu(value);
         }
         // What is scaled to nothing is nothing, whatever its branch gave.
-        inner[token * params.rows + first + lane.index] = select(factor.x * scale * value, 0.0, scale == 0.0);
+        inner[(params.inner_row + token) * params.rows + first + lane.index] = select(factor.x * scale * value, 0.0, scale == 0.0);
     }
 }

@@ -219,7 +219,7 @@ impl GpuDevice {
                 rows: tail.ranks as u32,
                 blocks: blocks as u32,
                 x_row: (x_row + group.rows.start) as u32,
-                pad: 0,
+                inner_row: group.rows.start as u32,
                 scales: std::array::from_fn(|adapter| scale_of(group.scales, adapter)),
             };
             let grid = shrink::Shrink::grid(tail.ranks, group.rows.len());
@@ -326,7 +326,7 @@ impl GpuDevice {
             if let Some((linear, ranks, _)) = own {
                 params.tail_chunks = linear.chunks as u32;
                 params.inner_stride = (ranks / CHUNK) as u32;
-                params.inner_offset = linear.offset as u32;
+                params.inner_offset = linear.offset as u32 + group.rows.start as u32 * params.inner_stride;
             }
             let adapters = &own.map_or(any, |(linear, ..)| linear).parts;
             for (rows, adapter) in rows.iter().zip(adapters) {

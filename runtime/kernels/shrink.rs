@@ -19,7 +19,7 @@ pub(crate) struct Params {
     pub(crate) rows: u32,
     pub(crate) blocks: u32,
     pub(crate) x_row: u32,
-    pub(crate) pad: u32,
+    pub(crate) inner_row: u32,
     /// One for each adapter.
     pub(crate) scales: [f32; MOST_ADAPTERS],
 }

@@ -176,14 +176,17 @@ fn shrinking(k: shrink::Shrink, noise: &mut Noise) -> Case {
     let mut scales = [1.0; MOST_ADAPTERS];
     (scales[1], scales[2]) = (0.25, 0.0);
     let x = noise.values((tokens + 1) * width, 0.5);
-    let values = twin::shrink(&down, (&factors, &scales), &x[width..], width);
-    let inner = vec![0xff; tokens * rows * 4];
+    // The first row is another group's.
+    let before = noise.values((tokens + 1) * rows, 1.0);
+    let mut values = wide(&before[..rows]);
+    values.extend(twin::shrink(&down, (&factors, &scales), &x[width..], width));
+    let inner = f32_bytes(&before);
     let groups = [
         Vec::new(),
         vec![tail_bytes(k.tail, &down), f32_bytes(&factors), inner],
         vec![Vec::new(), f32_bytes(&x)],
     ];
-    let params = shrink::Params { rows: rows as u32, blocks: blocks as u32, x_row: 1, pad: 0, scales };
+    let params = shrink::Params { rows: rows as u32, blocks: blocks as u32, x_row: 1, inner_row: 1, scales };
     let expected = Expected { at: (1, 2), form: Form::F32, values, tolerance: FLOAT };
     case(groups, &params, shrink::Shrink::grid(rows, tokens), vec![expected])
 }
