@@ -142,6 +142,7 @@ fn a_request_scales_its_adapters_without_a_copy() {
         let loads = state.lock().unwrap().loads;
         assert_eq!((loads, engine.memory().tails), (1, 1));
         assert_eq!(engine.residency().lists.len(), 1);
+        assert_eq!(session.adapters().unwrap().adapters()[1].1, 1.0, "the session's own scale stays");
         answers.push(response.tokens);
     }
     answers.dedup();
@@ -150,8 +151,8 @@ fn a_request_scales_its_adapters_without_a_copy() {
     for (answer, scale) in [(&answers[29], 0.3), (&answers[99], 1.0)] {
         assert_eq!(respond(&mut attached(&engine, &list(scale)), "fade in", &tokens(6)).tokens, *answer);
     }
-    assert_eq!(session.adapters().unwrap().adapters()[1].1, 1.0, "the session's own scale stays");
-    assert_eq!(state.lock().unwrap().loads, 1);
+    let loads = state.lock().unwrap().loads;
+    assert_eq!(loads, 1);
 }
 
 #[test]
@@ -190,7 +191,8 @@ fn scale_0_is_detached_and_scale_1_attached() {
     let loads = state.lock().unwrap().loads;
     both.switch_to(&[(a, 0.0)]).unwrap();
     prompt(&mut both, &tokens(3));
-    assert_eq!(state.lock().unwrap().loads, loads);
+    let now = state.lock().unwrap().loads;
+    assert_eq!(now, loads);
 }
 
 #[test]
@@ -214,7 +216,8 @@ fn one_adapter_acts_at_two_scales_at_the_same_time() {
         }
     }
     assert_eq!(streams.each_ref().map(|s| s.output().to_vec()), expected);
-    assert_eq!(state.lock().unwrap().loads, loads);
+    let now = state.lock().unwrap().loads;
+    assert_eq!(now, loads);
 }
 
 #[test]
@@ -236,7 +239,8 @@ fn scales_that_fit_no_list_are_refused_before_anything_is_computed() {
         );
         assert_eq!(snapshot(&session), before);
     }
-    assert_eq!(state.lock().unwrap().passes, 0);
+    let passes = state.lock().unwrap().passes;
+    assert_eq!(passes, 0);
     let defaults = scaled(3, &[0.0]);
     let options = SessionOptions { adapters: a.to_vec(), defaults, ..SessionOptions::default() };
     let by_default = respond(&mut engine.session(options).unwrap(), "hello", &tokens(4)).tokens;
