@@ -9,7 +9,6 @@
 #![allow(unreachable_pub, clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 mod common;
-#[allow(dead_code)]
 #[path = "session/device.rs"]
 mod device;
 #[allow(dead_code)]

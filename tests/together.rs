@@ -80,15 +80,13 @@ enum Way {
 
 /// Advances until all are over, or `passes` times; at most one pass of the device each time.
 fn advance(engine: &Engine, talks: &mut [Talk], way: Way, passes: usize) {
-    let mut turn = 0;
-    for _ in 0..passes {
+    for turn in 0..passes {
         let mut live: Vec<&mut Talk> = talks.iter_mut().filter(|talk| !talk.generation.is_over()).collect();
         if live.is_empty() {
             return;
         }
         let count = live.len();
         live.rotate_left(turn % count);
-        turn += 1;
         let before = engine.counters();
         match way {
             Way::InTurn => {

@@ -2,7 +2,7 @@
 //!
 //! A model is asked how likely each route's answer is after the request: a short label, where an adapter was trained to
 //! give it, or a description of the task, without any training. Likelihoods alone know no "none of these": a trained
-//! label is likely after any text. So the router also asks how near a request comes to examples ([`familiar`]).
+//! label is likely after any text. So the router also asks how near a request comes to examples (`familiar`).
 //!
 //! Invariant: routing changes nothing of its session but the cache; a request is computed once, whatever is asked of it.
 

@@ -25,9 +25,12 @@ pub struct Worker<'w> {
     calls: usize,
 }
 
+/// What it is called, what it does, how often it is drawn.
+type Operation<W> = (&'static str, fn(&mut W), usize);
+
 impl<'w> Worker<'w> {
     /// What is drawn, and how often.
-    const OPERATIONS: [(&'static str, fn(&mut Self), usize); 18] = [
+    const OPERATIONS: [Operation<Self>; 18] = [
         ("open", Self::open, 6),
         ("close", Self::close, 3),
         ("swap", Self::swap, 20),
