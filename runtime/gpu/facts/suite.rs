@@ -254,7 +254,11 @@ fn embedding(k: embed::Embed, noise: &mut Noise) -> Result<Case> {
 
 /// (T, D/2) cosines and sines.
 fn angles(tokens: usize, dim: usize, noise: &mut Noise) -> Vec<f32> {
-    noise.values(tokens * dim / 2, 3.0).iter().flat_map(|a| [a.cos(), a.sin()]).collect()
+    let turn = |angle: &f32| {
+        let (sine, cosine) = f64::from(*angle).sin_cos();
+        [cosine as f32, sine as f32]
+    };
+    noise.values(tokens * dim / 2, 3.0).iter().flat_map(turn).collect()
 }
 
 fn rotation(k: rope::Rope, noise: &mut Noise) -> Case {
