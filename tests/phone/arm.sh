@@ -26,7 +26,7 @@ mkdir -p "$crate/src"
     printf '[profile.dev]\nopt-level = 2\ndebug = false\n'
     printf '[profile.dev.package."*"]\nopt-level = 0\n[profile.dev.package.half]\nopt-level = 2\n'
 } > "$crate/Cargo.toml"
-for module in adapter arch cpu device error quant weights; do
+for module in adapter arch cpu device error memory quant weights; do
     file=$root/runtime/$module.rs
     [ -e "$file" ] || file=$root/runtime/$module/mod.rs
     printf '#[path = "%s"]\npub mod %s;\n' "$file" "$module"
