@@ -121,30 +121,25 @@ impl Router {
 impl Router {
     /// Which task a request is for.
     pub async fn route(&self, request: String) -> Result<Routing> {
-        let router = self.router.clone();
-        self.cell
-            .run(move |session| {
-                let routing = router.route(session, &request, &Default::default())?;
-                let name = |route: usize| router.routes()[route].name.clone();
-                Ok(Routing {
-                    route: routing.route().map(name),
-                    familiarity: routing.familiarity,
-                    doubt: routing.doubt.map(|doubt| match doubt {
-                        core::Doubt::Empty => Doubt::Empty,
-                        core::Doubt::Unsure => Doubt::Unsure,
-                        core::Doubt::Unfamiliar => Doubt::Unfamiliar,
-                    }),
-                    ranking: routing
-                        .ranking
-                        .iter()
-                        .map(|(route, probability)| RankedRoute {
-                            name: name(*route),
-                            probability: *probability,
-                        })
-                        .collect(),
-                })
-            })
-            .await
+        let (asked, judge) = (self.router.clone(), self.router.clone());
+        let begin = move |session: &mut calora::session::Session| asked.begin_route(session, &request);
+        let routing =
+            self.cell.run_passes(begin, move |asking, session| asking.pass(&judge, session)).await?;
+        let name = |route: usize| self.router.routes()[route].name.clone();
+        Ok(Routing {
+            route: routing.route().map(name),
+            familiarity: routing.familiarity,
+            doubt: routing.doubt.map(|doubt| match doubt {
+                core::Doubt::Empty => Doubt::Empty,
+                core::Doubt::Unsure => Doubt::Unsure,
+                core::Doubt::Unfamiliar => Doubt::Unfamiliar,
+            }),
+            ranking: routing
+                .ranking
+                .iter()
+                .map(|(route, probability)| RankedRoute { name: name(*route), probability: *probability })
+                .collect(),
+        })
     }
 
     /// The familiarity below which it does not know; absent without examples.

@@ -149,7 +149,7 @@ impl Cell {
 
     /// Something of several passes of the device, a job each, while no response is in progress: `begin` makes what `pass`
     /// advances until it gives a result. It ends within a pass when nobody waits for it any more.
-    async fn run_passes<S: Send + 'static, T: Send + 'static>(
+    pub(crate) async fn run_passes<S: Send + 'static, T: Send + 'static>(
         self: &Arc<Self>,
         begin: impl FnOnce(&mut calora::session::Session) -> calora::Result<S> + Send + 'static,
         mut pass: impl FnMut(&mut S, &mut calora::session::Session) -> calora::Result<Option<T>> + Send + 'static,

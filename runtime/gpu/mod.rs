@@ -195,11 +195,6 @@ impl GpuDevice {
         select::list()
     }
 
-    /// The name of the GPU that a choice means, without opening it.
-    pub fn probe(choice: &GpuChoice) -> Result<String> {
-        select::probe(choice)
-    }
-
     /// The capabilities in use.
     pub fn caps(&self) -> Caps {
         self.caps

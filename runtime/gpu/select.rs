@@ -141,11 +141,6 @@ fn pick(choice: &GpuChoice) -> Result<wgpu::Adapter> {
     usable.cloned().ok_or_else(|| Error::NoDevice { wanted: "gpu".into(), reason: why_none(&found, choice) })
 }
 
-/// The name of the GPU that [`open`] would open.
-pub(super) fn probe(choice: &GpuChoice) -> Result<String> {
-    Ok(pick(choice)?.get_info().name)
-}
-
 /// What is known of a GPU without opening it.
 pub(super) struct Known {
     pub(super) name: String,

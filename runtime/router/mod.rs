@@ -12,7 +12,7 @@ mod routes;
 pub use routes::{Route, read_routes};
 
 use crate::error::{Error, Result};
-use crate::session::{CancelHandle, Session};
+use crate::session::{CancelHandle, Scoring, Session};
 use familiar::Familiar;
 
 /// Stands for the request in [`RouterOptions::prompt`].
@@ -153,14 +153,13 @@ impl Router {
     /// then [`Router::route`] goes without them. For callers that let others have the device meanwhile.
     pub fn measure(&mut self, session: &mut Session) -> Result<bool> {
         if let Some(text) = self.free.last() {
-            let asked = self.ask(session, text, &CancelHandle::default())?;
+            let scores = session.likelihoods(&self.prompt(text), &self.answers)?;
             let share = 1.0 / CONTENT_FREE.len() as f64;
-            self.prior.iter_mut().zip(asked.scores).for_each(|(sum, score)| *sum += score * share);
+            self.prior.iter_mut().zip(scores).for_each(|(sum, score)| *sum += score * share);
             self.free.pop();
         } else if let Some(example) = self.examples.last() {
-            let prompt = self.prompt(example);
-            let sketch = familiar::sketch(&session.logits_after(&prompt)?);
-            self.seen.push((session.prompt_len(&prompt)?, sketch));
+            let (len, logits) = session.logits_after(&self.prompt(example))?;
+            self.seen.push((len, familiar::sketch(&logits)));
             self.examples.pop();
         }
         let more = !self.free.is_empty() || !self.examples.is_empty();
@@ -184,23 +183,43 @@ impl Router {
     ///
     /// [`Error::ContextFull`] for a request that the session cannot hold, [`Error::Cancelled`] once `cancel` says so.
     pub fn route(&self, session: &mut Session, request: &str, cancel: &CancelHandle) -> Result<Routing> {
-        if request.trim().is_empty() {
-            let share = 1.0 / self.routes.len() as f64;
-            let ranking = (0..self.routes.len()).map(|route| (route, share)).collect();
-            return Ok(Routing { ranking, familiarity: None, doubt: Some(Doubt::Empty) });
+        let mut asking = self.begin_route(session, request)?;
+        loop {
+            check(cancel)?;
+            if let Some(routing) = asking.pass(self, session)? {
+                return Ok(routing);
+            }
         }
-        let asked = self.ask(session, request, cancel)?;
-        let ranking = rank(asked.scores.iter().zip(&self.prior).map(|(score, prior)| score - prior));
-        let familiarity = self.familiar.as_ref().map(|familiar| familiar.nearest(&asked.sketch));
+    }
+
+    /// [`Router::route`] for a caller that advances it itself and holds the session only meanwhile.
+    pub fn begin_route(&self, session: &mut Session, request: &str) -> Result<Asking> {
+        let scoring = match request.trim() {
+            "" => None,
+            _ => Some(session.begin_likelihoods(&self.prompt(request), &self.answers)?),
+        };
+        Ok(Asking { scoring, sketch: Vec::new() })
+    }
+
+    /// What an empty request is answered.
+    fn nothing_asked(&self) -> Routing {
+        let share = 1.0 / self.routes.len() as f64;
+        let ranking = (0..self.routes.len()).map(|route| (route, share)).collect();
+        Routing { ranking, familiarity: None, doubt: Some(Doubt::Empty) }
+    }
+
+    /// What follows from log-likelihoods of the answers, a sketch of what the model would say, and the prompt's length.
+    fn judge(&self, scores: &[f64], sketch: &[f32], len: usize) -> Routing {
+        let ranking = rank(scores.iter().zip(&self.prior).map(|(score, prior)| score - prior));
+        let familiarity = self.familiar.as_ref().map(|familiar| familiar.nearest(sketch));
         let mut routing = Routing { ranking, familiarity, doubt: None };
-        let len = session.prompt_len(&self.prompt(request))?;
         if self.familiar.as_ref().zip(familiarity).is_some_and(|(familiar, near)| !familiar.takes(len, near))
         {
             routing.doubt = Some(Doubt::Unfamiliar);
         } else if routing.confidence() < self.options.confidence {
             routing.doubt = Some(Doubt::Unsure);
         }
-        Ok(routing)
+        routing
     }
 
     fn prompt(&self, request: &str) -> String {
@@ -209,23 +228,23 @@ impl Router {
             None => request.to_owned(),
         }
     }
-
-    fn ask(&self, session: &mut Session, request: &str, cancel: &CancelHandle) -> Result<Asked> {
-        let mut sketch = Vec::new();
-        let scores = session.likelihoods_with(
-            &self.prompt(request),
-            &self.answers,
-            |logits| sketch = familiar::sketch(logits),
-            || check(cancel),
-        )?;
-        Ok(Asked { scores, sketch })
-    }
 }
 
-/// What the model gave for a request: log-likelihoods of the answers in nats, and a sketch of what it would say.
-struct Asked {
-    scores: Vec<f64>,
+/// A request that is being routed, one pass of the device at a time.
+#[derive(Debug)]
+pub struct Asking {
+    /// Absent where there is no request.
+    scoring: Option<Scoring>,
     sketch: Vec<f32>,
+}
+
+impl Asking {
+    /// Advances by at most one pass; what the router says, once it knows. `router` and `session` are those that began this.
+    pub fn pass(&mut self, router: &Router, session: &mut Session) -> Result<Option<Routing>> {
+        let Self { scoring: Some(scoring), sketch } = self else { return Ok(Some(router.nothing_asked())) };
+        let scores = scoring.pass_with(session, &mut |logits| *sketch = familiar::sketch(logits))?;
+        Ok(scores.map(|scores| router.judge(&scores, sketch, scoring.prompt_len())))
+    }
 }
 
 fn check(cancel: &CancelHandle) -> Result<()> {

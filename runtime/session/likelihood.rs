@@ -29,6 +29,11 @@ impl Scoring {
         Self { opened, texts, scores: Vec::new(), sum: 0.0, next: 0 }
     }
 
+    /// Tokens of the prompt with all that stands before it and what opens the answer.
+    pub(crate) fn prompt_len(&self) -> usize {
+        self.opened.len()
+    }
+
     /// Advances by at most one pass; the likelihoods in nats, in the order given, once all are computed. `session` is the
     /// one that began this.
     pub fn pass(&mut self, session: &mut Session) -> Result<Option<Vec<f64>>> {
@@ -94,21 +99,9 @@ impl Session {
     /// With a chat template the prompt is the user's next message and a choice the beginning of the answer; without one
     /// both are one plain text, as in training data.
     pub fn likelihoods(&mut self, prompt: &str, choices: &[String]) -> Result<Vec<f64>> {
-        self.likelihoods_with(prompt, choices, |_| {}, || Ok(()))
-    }
-
-    /// [`Session::likelihoods`] that shows the logits after the prompt, once, and asks before each pass whether to go on.
-    pub(crate) fn likelihoods_with(
-        &mut self,
-        prompt: &str,
-        choices: &[String],
-        mut after_prompt: impl FnMut(&[f32]),
-        go_on: impl Fn() -> Result<()>,
-    ) -> Result<Vec<f64>> {
         let mut scoring = self.begin_likelihoods(prompt, choices)?;
         loop {
-            go_on()?;
-            if let Some(scores) = scoring.pass_with(self, &mut after_prompt)? {
+            if let Some(scores) = scoring.pass(self)? {
                 return Ok(scores);
             }
         }
@@ -137,18 +130,13 @@ impl Session {
         Ok(Scoring::new(opened, texts))
     }
 
-    /// Tokens of a prompt with all that stands before it and what opens the answer.
-    pub(crate) fn prompt_len(&self, prompt: &str) -> Result<usize> {
-        Ok(self.prompt_tokens(prompt, true)?.len())
-    }
-
-    /// Logits after a prompt; the transcript stays as it is.
-    pub(crate) fn logits_after(&mut self, prompt: &str) -> Result<Vec<f32>> {
+    /// Tokens of a prompt with all around it, and the logits after it; the transcript stays as it is.
+    pub(crate) fn logits_after(&mut self, prompt: &str) -> Result<(usize, Vec<f32>)> {
         let tokens = self.prompt_tokens(prompt, true)?;
         self.check_prompt(&tokens)?;
         let mut last = Vec::new();
         self.visit_logits(&tokens, tokens.len() - 1, |_, logits| last = logits.to_vec())?;
-        Ok(last)
+        Ok((tokens.len(), last))
     }
 }
 

@@ -16,7 +16,7 @@ pub(crate) const DEFAULT_BUDGET: u64 = 64 << 20;
 /// Adapters that are on the device together.
 #[derive(Clone, Debug)]
 pub struct ResidentList {
-    /// The adapters and their scales.
+    /// The adapters.
     pub adapters: Vec<BoundAdapter>,
     /// Bytes of their branches on the device, at most.
     pub bytes: u64,

@@ -188,11 +188,8 @@ pub(crate) struct Resident {
 
 impl Resident {
     pub(crate) fn load(shared: &Arc<Shared>, adapters: Vec<BoundAdapter>) -> Result<Self> {
-        let tail = Mutex::new(place(shared, &adapters)?);
-        let tails: Vec<_> = adapters.iter().map(BoundAdapter::tail).collect();
-        let bytes = shared.tail_bytes(&tails.iter().map(Cow::as_ref).collect::<Vec<_>>())?;
-        drop(tails);
-        Ok(Self { shared: shared.clone(), tail, adapters, bytes })
+        let (tail, bytes) = place(shared, &adapters)?;
+        Ok(Self { shared: shared.clone(), tail: Mutex::new(tail), adapters, bytes })
     }
 
     pub(crate) fn adapters(&self) -> &[BoundAdapter] {
@@ -207,17 +204,20 @@ impl Resident {
     fn tail(&self) -> Result<Placed<TailId>> {
         let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         if tail.epoch != self.shared.epoch() {
-            *tail = place(&self.shared, &self.adapters)?;
+            *tail = place(&self.shared, &self.adapters)?.0;
         }
         Ok(*tail)
     }
 }
 
-/// Loads adapters as one tail.
-fn place(shared: &Shared, adapters: &[BoundAdapter]) -> Result<Placed<TailId>> {
+/// Loads adapters as one tail; the bytes that it takes, at most.
+fn place(shared: &Shared, adapters: &[BoundAdapter]) -> Result<(Placed<TailId>, u64)> {
     // Copied before the device's lock is taken: reading a file may take long.
     let tails: Vec<Tail> = adapters.iter().map(|a| a.tail().into_owned().copied()).collect::<Result<_>>()?;
-    shared.place(|device| device.load_tails(&tails.iter().collect::<Vec<_>>()))
+    let tails: Vec<&Tail> = tails.iter().collect();
+    let placed = shared.place(|device| Ok((device.load_tails(&tails)?, device.tail_bytes(&tails))))?;
+    let ((id, bytes), epoch) = (placed.id, placed.epoch);
+    Ok((Placed { id, epoch }, bytes))
 }
 
 impl Drop for Resident {
