@@ -92,6 +92,8 @@ pub(crate) struct Footprint {
     pub(crate) weights: u64,
     /// Working memory.
     pub(crate) scratch: u64,
+    /// More of it for each session that shares a pass with others, with adapters of its own of up to 64 ranks a linear.
+    pub(crate) batch_row: u64,
     /// Buffers of a cache, all alike.
     pub(crate) cache_buffers: u64,
     /// Bytes of one position in each of them.

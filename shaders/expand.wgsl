@@ -1,5 +1,5 @@
-// What one adapter adds to its rows of a batch, on its own: summed[t, r] = up[r] · inner[t]. Zero where it has no branch
-// (no chunks). A lane an element.
+// What one adapter adds to its rows of a batch, on its own: expanded[t, r, c] = up[r, c] · inner[t, c] for each chunk c of
+// eight ranks. Zero past the adapter's chunks, and everywhere where it has no branch. A lane an element.
 struct Params {
     rows: u32,         // R of this part of the matrix
     tokens: u32,       // T of this adapter
@@ -7,24 +7,30 @@ struct Params {
     inner_stride: u32, // r / 8 of all linears of the step
     inner_offset: u32, // this linear's first chunk among them
     y_row: u32,        // the first output row
-    y_stride: u32,     // elements per output row
-    y_column: u32,     // where this part's rows start in an output row
+    y_stride: u32,     // R of the whole matrix
+    y_column: u32,     // where this part's rows start
+    y_chunks: u32,     // the most chunks of any adapter of the batch
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 
 @group(2) @binding(0) var<uniform> params: Params;
-@group(2) @binding(1) var<storage, read_write> summed: array<f32>; // (T of the batch, R of the whole matrix)
+@group(2) @binding(1) var<storage, read_write> expanded: array<f32>; // (T of the batch, R of the whole matrix, y_chunks)
 
 @compute @workgroup_size(WORKGROUP)
 fn main(lane: Lane) {
     let work = (lane.group.y * lane.groups.x + lane.group.x) * WORKGROUP + lane.index;
-    if work >= params.rows * params.tokens {
+    if work >= params.rows * params.tokens * params.y_chunks {
         return;
     }
-    let row = work % params.rows;
-    let token = work / params.rows;
-    var sum = 0.0;
-    for (var j = 0u; j < params.tail_chunks; j++) {
-        sum += tail(row, token, j);
+    let chunk = work % params.y_chunks;
+    let row = (work / params.y_chunks) % params.rows;
+    let token = work / (params.y_chunks * params.rows);
+    var value = 0.0;
+    if chunk < params.tail_chunks {
+        value = tail(row, token, chunk);
     }
-    summed[(params.y_row + token) * params.y_stride + params.y_column + row] = sum;
+    let line = (params.y_row + token) * params.y_stride + params.y_column + row;
+    expanded[line * params.y_chunks + chunk] = value;
 }

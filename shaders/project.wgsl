@@ -1,4 +1,4 @@
-// What the four projection kernels share: parameters, one block of a weight row, and what happens to a result.
+// What the projection kernels share: parameters, one block of a weight row, and what happens to a result.
 struct Params {
     rows: u32,         // R of this part of the matrix
     blocks: u32,       // K / 32

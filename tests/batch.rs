@@ -8,14 +8,11 @@ mod common;
 #[allow(dead_code)]
 mod gpu;
 
-use std::cell::Cell;
-
 use calora::Error;
 use calora::adapter::Tail;
 use calora::arch::Recipe;
 use calora::cpu::{CpuDevice, CpuOptions, Simd};
 use calora::device::{Activations, Answer, CacheId, Device, Forward, Model, TailId, Want};
-use calora::gpu::Family;
 use calora::quant::Bits::{Int2, Int3, Int4, Int8};
 use calora::weights::DType;
 use common::{Random, Store, nmse, random_model, random_tail, scheme, small_config};
@@ -32,36 +29,21 @@ const STORES: [Store; 6] = [
 
 /// What a batch may differ by from passes alone.
 #[derive(Clone, Copy, Debug)]
-enum Bound<'a> {
+enum Bound {
     /// Not a bit.
     Same,
     /// A normalised mean squared error of the logits of 1e-9, and no token.
     Close,
-    /// The same, except where the last bit of a sum tips the rounding of an int8 input or of an f16 key: those are counted,
-    /// and no more wrong than such a rounding is.
-    Tipped(&'a Tally),
 }
 
-#[derive(Debug, Default)]
-struct Tally {
-    rows: Cell<usize>,
-    tipped: Cell<usize>,
-}
-
-impl Bound<'_> {
+impl Bound {
     fn holds(self, together: &Answer, alone: &Answer, case: &str) {
-        let error = match (together, alone) {
-            (Answer::Logits(together), Answer::Logits(alone)) => nmse(together, alone),
-            _ => f64::from(u8::from(together != alone)) * 1e-6,
-        };
-        match self {
-            Self::Same => assert_eq!(together, alone, "{case}"),
-            Self::Close => assert!(error <= 1e-9, "{case}: NMSE {error:e}"),
-            Self::Tipped(tally) => {
-                assert!(error <= 1e-3, "{case}: NMSE {error:e}");
-                tally.rows.set(tally.rows.get() + 1);
-                tally.tipped.set(tally.tipped.get() + usize::from(error > 1e-9));
+        match (self, together, alone) {
+            (Self::Close, Answer::Logits(together), Answer::Logits(alone)) => {
+                let error = nmse(together, alone);
+                assert!(error <= 1e-9, "{case}: NMSE {error:e}");
             }
+            _ => assert_eq!(together, alone, "{case}"),
         }
     }
 }
@@ -140,7 +122,7 @@ fn step(
 }
 
 /// Prompts of different lengths, then steps of decoding in which sequences come and go.
-fn check(device: &mut dyn Device, recipe: &Recipe, order: &[usize], bound: Bound<'_>, case: &str) {
+fn check(device: &mut dyn Device, recipe: &Recipe, order: &[usize], bound: Bound, case: &str) {
     let mut random = Random(order.len() as u64);
     let mut token = || random.below(recipe.shape.vocab) as u32;
     let mut all = sequences(device, recipe, order);
@@ -223,20 +205,14 @@ fn on_the_gpu_a_batch_is_its_passes_alone() {
         for activations in [Activations::F32, Activations::Int8] {
             for variant in variants {
                 let mut device = open(&model, activations, variant.mask);
-                let tally = Tally::default();
+                // Software computes what the shaders say. A GPU's compiler may fuse a product with a sum in one kernel and not
+                // in another.
+                let software = device.info().detail.contains(" Cpu,");
+                let bound = if software { Bound::Same } else { Bound::Close };
                 for order in ORDERS {
                     let case = format!("{store:?} {activations:?} {} {order:?}", variant.name);
-                    let same_kernels = order.len() <= 4 && order.iter().all(|i| *i == order[0]);
-                    let bound = match activations {
-                        // GPUs decode up to four rows by the kernels that decode one.
-                        _ if same_kernels && variant.mask.family == Some(Family::Split) => Bound::Same,
-                        Activations::F32 => Bound::Close,
-                        Activations::Int8 => Bound::Tipped(&tally),
-                    };
                     check(&mut device, &model.recipe, order, bound, &case);
                 }
-                let (rows, tipped) = (tally.rows.get(), tally.tipped.get());
-                assert!(tipped * 20 <= rows, "{store:?} {}: {tipped} of {rows} rows tipped", variant.name);
             }
         }
     }

@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use calora::engine::{DeviceChoice, Engine, EngineOptions};
 use calora::memory::{TrimLevel, TrimReport};
@@ -114,29 +114,41 @@ fn a_response_that_was_cancelled_leaves_an_idle_session() {
 fn trimming_all_the_time_changes_no_text() {
     let engine = load(DeviceChoice::Cpu);
     let prompts = ["What is the weather like?", "Wake me with some quiet piano music", "Play the news"];
-    let talk = |engine: &Engine| -> Vec<String> {
+    let talk = |engine: &Engine, rest: &dyn Fn()| -> Vec<String> {
         let intent = engine.open_adapter(shipped("adapters/intent")).unwrap();
         let mut session = engine.session(SessionOptions::default()).unwrap();
-        let mut texts: Vec<String> = prompts.iter().map(|prompt| ask(&mut session, prompt)).collect();
+        let said = |session: &mut Session| prompts.map(|prompt| ask(session, prompt)).join("\n");
+        let mut texts = vec![said(&mut session)];
+        rest();
         session.switch_to(&[(intent, 1.0)]).unwrap();
-        texts.extend(prompts.iter().map(|prompt| ask(&mut session, prompt)));
+        texts.push(said(&mut session));
+        rest();
         let mut logits = Vec::new();
         session.visit_logits(&[1, 9, 40, 7], 0, |_, row| logits.extend_from_slice(row)).unwrap();
         texts.push(format!("{logits:?}"));
         texts
     };
-    let expected = talk(&engine);
-    let over = AtomicBool::new(false);
+    let expected = talk(&engine, &|| {});
+    let (over, trims) = (AtomicBool::new(false), AtomicUsize::new(0));
+    // An idle session with a cache stays so for one whole trim: whoever waits for the second from
+    // now has seen one begin and end, however the system schedules the threads.
+    let rest = || {
+        let seen = trims.load(Ordering::Acquire);
+        while trims.load(Ordering::Acquire) < seen + 2 {
+            std::thread::yield_now();
+        }
+    };
     let dropped = std::thread::scope(|scope| {
         let trimmer = scope.spawn(|| {
             let mut dropped = 0;
             while !over.load(Ordering::Acquire) {
                 dropped += engine.trim(TrimLevel::Critical).dropped_caches;
+                trims.fetch_add(1, Ordering::Release);
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
             dropped
         });
-        let talkers: Vec<_> = (0..3).map(|_| scope.spawn(|| talk(&engine))).collect();
+        let talkers: Vec<_> = (0..3).map(|_| scope.spawn(|| talk(&engine, &rest))).collect();
         let texts: Vec<_> = talkers.into_iter().map(|talker| talker.join()).collect();
         over.store(true, Ordering::Release);
         for text in texts {
@@ -144,6 +156,6 @@ fn trimming_all_the_time_changes_no_text() {
         }
         trimmer.join().unwrap()
     });
-    assert!(dropped > 0, "the trimmer met idle sessions");
+    assert!(dropped >= 6, "three sessions rested twice each, and {dropped} caches were dropped");
     assert_eq!(engine.memory().caches, 0);
 }

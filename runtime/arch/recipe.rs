@@ -87,6 +87,13 @@ pub enum Output {
     Gated(Activation),
 }
 
+impl Output {
+    /// Whether it is the logits, of which only wanted rows are computed.
+    pub(crate) fn is_logits(&self) -> bool {
+        matches!(self, Self::Store(slots) if slots.contains(&Slot::Logits))
+    }
+}
+
 /// One step; a device may fuse as it likes as long as the result is the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {

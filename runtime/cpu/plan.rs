@@ -6,7 +6,7 @@ use super::input::Form;
 use super::matmul::form;
 use super::run::LOGIT_TOKENS;
 use crate::adapter::{LowRank, Tail};
-use crate::arch::{Output, Recipe, Slot, Step};
+use crate::arch::{Recipe, Slot, Step};
 use crate::device::{Activations, Footprint, Model, Weights, position_bytes};
 use crate::quant::activations::BLOCK;
 
@@ -61,8 +61,7 @@ impl Sizes {
         tokens: usize,
     ) {
         let Step::Project { linears, output, .. } = step else { return };
-        let is_logits = matches!(output, Output::Store(slots) if slots.contains(&Slot::Logits));
-        let tokens = if is_logits { tokens.min(LOGIT_TOKENS) } else { tokens };
+        let tokens = if output.is_logits() { tokens.min(LOGIT_TOKENS) } else { tokens };
         let mut rows = 0;
         for matrix in linears.iter().map(|id| recipe.linears[id.0].matrix.0) {
             let (Some(spec), Some(matrix)) = (recipe.matrices.get(matrix), weights.matrices.get(matrix))
@@ -108,6 +107,7 @@ impl Sizes {
 /// What [`super::CpuDevice`] would take; reads no weight.
 pub(crate) fn footprint(model: &Model, options: &CpuOptions) -> Footprint {
     Footprint {
+        batch_row: 0,
         kind: "cpu",
         device: super::processor(),
         weights: weights(&model.weights),

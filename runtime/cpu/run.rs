@@ -175,7 +175,7 @@ impl<'a> Run<'a> {
                 Step::Embed { table } => self.embed(&self.projections[table.0], scratch),
                 Step::Attend { layer } => self.attend(*layer, scratch),
                 Step::Project { norm, input, linears, output } => {
-                    if !matches!(output, Output::Store(slots) if slots.contains(&Slot::Logits)) {
+                    if !output.is_logits() {
                         self.project(*norm, *input, linears, output, &all, scratch);
                         continue;
                     }

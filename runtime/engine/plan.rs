@@ -59,6 +59,14 @@ pub(super) fn settle(opened: &Opened, options: &EngineOptions) -> Result<MemoryP
     Err(refused.unwrap_or_else(none))
 }
 
+/// Working memory for sessions that decode together.
+fn together(footprint: &Footprint, sessions: usize) -> u64 {
+    match sessions {
+        ..2 => 0,
+        _ => footprint.batch_row.saturating_mul(sessions as u64),
+    }
+}
+
 /// The options that load what was planned.
 pub(super) fn options(plan: &MemoryPlan, wanted: EngineOptions) -> EngineOptions {
     // A GPU that was planned for and refuses still leaves the CPU; one that has no room is not asked.
@@ -89,15 +97,16 @@ impl<'a> Draft<'a> {
         let copied = options.weights == WeightAccess::Copied;
         let files = || opened.files.tensors().files().iter().map(|file| file.bytes().len() as u64).sum();
         let is_cpu = footprint.kind == "cpu";
+        let sessions = options.memory.sessions.unwrap_or(1);
         let plan = MemoryPlan {
             kind: footprint.kind,
             device: footprint.device.clone(),
-            sessions: options.memory.sessions.unwrap_or(1),
+            sessions,
             weights: footprint.weights,
             copies: if copied && !is_cpu { files() } else { 0 },
             adapters: options.adapter_budget.unwrap_or(residency::DEFAULT_BUDGET),
             prefixes: options.prefix_budget.unwrap_or(prefixes::DEFAULT_BUDGET),
-            scratch: footprint.scratch,
+            scratch: footprint.scratch.saturating_add(together(footprint, sessions)),
             mapped: is_cpu && !copied,
             available: options.memory.budget.or(if footprint.in_system_memory { system } else { None }),
             largest_context: footprint.largest_buffer.map(|most| (most / footprint.position.max(1)) as usize),

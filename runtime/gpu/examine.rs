@@ -9,43 +9,54 @@ use super::pipeline::Pipelines;
 use super::record::Recording;
 use super::tail::GpuTail;
 use super::{GpuDevice, GpuOptions, select};
-use crate::device::{Device, DeviceFacts, Forward, Want};
+use crate::device::{CacheId, Device, DeviceFacts, Forward, Want};
 use crate::error::{Error, Result};
+use crate::kernels::project::Phase;
 use crate::kernels::{Caps, Kernel};
 
 /// A position at which attention is cut into spans.
 const FAR: usize = 2048;
 
 impl GpuDevice {
-    /// Records a decoding and a prefill pass without running them: every kernel that they need is tried and compiled.
-    /// With an adapter also a batch of it and a pass without, whose rows differ in what is added to them.
+    /// Records a decoding and a prefill pass, and two that decode together, without running them: every kernel that they need
+    /// is tried and compiled. With an adapter also it beside a pass without one.
     pub(super) fn rehearse(&mut self, tail: Option<&Arc<GpuTail>>) -> Result<()> {
         if !self.facts.rehearses(tail.map(|t| t.kind)) {
             return Ok(());
         }
         let cache = self.create_cache(1)?;
-        let mut tried = Ok(());
-        for tokens in [1, self.info.max_tokens] {
-            let ids = vec![0; tokens];
-            let pass =
-                Forward { tokens: &ids, position: FAR, cache, tail: None, scales: &[], want: Want::Argmax };
-            tried =
-                tried.and_then(|()| self.record(&Batch { passes: vec![&pass], tails: vec![tail.cloned()] }));
-            let each = (tokens / 2).max(1);
-            if let Some(tail) = tail.filter(|_| 2 * each <= self.info.max_tokens) {
-                let pass = Forward { tokens: &ids[..each], ..pass };
-                let tails = vec![Some(tail.clone()), None];
-                tried = tried.and_then(|()| self.record(&Batch { passes: vec![&pass, &pass], tails }));
-            }
-        }
+        let tried = self.rehearse_on(cache, tail);
         self.drop_cache(cache);
         tried
+    }
+
+    fn rehearse_on(&mut self, cache: CacheId, tail: Option<&Arc<GpuTail>>) -> Result<()> {
+        let ids = vec![0; self.info.max_tokens];
+        let pass = |tokens: usize| Forward {
+            tokens: &ids[..tokens],
+            position: FAR,
+            cache,
+            tail: None,
+            scales: &[],
+            want: Want::Argmax,
+        };
+        let (one, many, tail) = (pass(1), pass(ids.len()), tail.cloned());
+        self.record(&Batch { passes: vec![&one], tails: vec![tail.clone()] })?;
+        self.record(&Batch { passes: vec![&many], tails: vec![tail.clone()] })?;
+        if ids.len() > 1 {
+            self.record(&Batch { passes: vec![&one, &one], tails: vec![tail.clone(), tail.clone()] })?;
+            if tail.is_some() {
+                self.record(&Batch { passes: vec![&one, &one], tails: vec![tail, None] })?;
+            }
+        }
+        Ok(())
     }
 
     fn record(&mut self, batch: &Batch<'_>) -> Result<()> {
         let recording = &mut Recording::rehearsal();
         self.record_body(recording, batch)?;
-        self.record_logits(recording, batch, (0, 1, 0))?;
+        let rows = batch.passes.len();
+        self.record_logits(recording, batch, (Phase::Decode, 0..rows), 0)?;
         self.record_argmax(recording, 0)
     }
 

@@ -10,9 +10,10 @@ use super::GpuDevice;
 use super::record::{Branches, Projection, Recording};
 use super::scratch::Place;
 use super::tail::GpuTail;
-use crate::arch::{Output, Slot, Step};
+use crate::arch::{Slot, Step};
 use crate::device::{Answer, Forward, Want};
 use crate::error::Result;
+use crate::kernels::project::{DECODE_ROWS, Phase};
 use crate::memory::LOGIT_BYTES;
 
 /// Checked passes, those with the same adapter side by side.
@@ -20,6 +21,14 @@ pub(super) struct Batch<'a> {
     pub(super) passes: Vec<&'a Forward<'a>>,
     /// Of each pass; none where all its scales are 0.
     pub(super) tails: Vec<Option<Arc<GpuTail>>>,
+}
+
+/// Rows of a pass.
+#[derive(Clone)]
+struct Part {
+    rows: Range<usize>,
+    pass: usize,
+    phase: Phase,
 }
 
 impl Batch<'_> {
@@ -36,42 +45,83 @@ impl Batch<'_> {
         self.passes.iter().map(|pass| pass.tokens.len()).sum()
     }
 
-    /// Whose logits are wanted: rows of passes, each with its place among them.
-    fn wanted(&self) -> Vec<(usize, &Forward<'_>)> {
-        let mut wanted = Vec::new();
-        for (rows, pass) in self.rows().zip(self.passes.iter().copied()) {
-            let first = match pass.want {
-                Want::Nothing => rows.end,
-                Want::Argmax | Want::LastLogits => rows.end - 1,
-                Want::AllLogits => rows.start,
-            };
-            wanted.extend((first..rows.end).map(|row| (row, pass)));
+    /// All rows, by pass.
+    fn parts(&self) -> Vec<Part> {
+        let part = |(pass, rows): (usize, Range<usize>)| Part { phase: Phase::of(rows.len()), rows, pass };
+        self.rows().enumerate().map(part).collect()
+    }
+
+    /// Rows whose logits are wanted, by pass.
+    fn wanted(&self) -> Vec<Part> {
+        let mut parts = self.parts();
+        for part in &mut parts {
+            match self.passes[part.pass].want {
+                Want::Nothing => part.rows.start = part.rows.end,
+                Want::Argmax | Want::LastLogits => part.rows.start = part.rows.end - 1,
+                Want::AllLogits => {}
+            }
+            part.phase = Phase::of(part.rows.len());
         }
-        wanted
+        parts.retain(|part| !part.rows.is_empty());
+        parts
+    }
+
+    /// Rows that one walk over a step's weights takes: of passes that decode, whatever their adapters, or with the same
+    /// adapter. Prompts are bound by arithmetic, so that reading the weights for each costs little, and what
+    /// [`Place::Expanded`] holds stays small.
+    fn runs(&self, parts: &[Part]) -> Vec<(Phase, Range<usize>)> {
+        let joins = |a: &Part, b: &Part| {
+            a.rows.end == b.rows.start
+                && a.phase == b.phase
+                && (a.phase == Phase::Decode || self.same_adapter(a.pass, b.pass))
+        };
+        let mut runs = Vec::new();
+        for parts in parts.chunk_by(joins) {
+            let mut rows = 0..0;
+            for part in parts {
+                if rows.is_empty() || part.phase == Phase::Decode && part.rows.end - rows.start > DECODE_ROWS
+                {
+                    runs.extend((!rows.is_empty()).then_some((part.phase, rows)));
+                    rows = part.rows.clone();
+                }
+                rows.end = part.rows.end;
+            }
+            runs.extend(parts.first().map(|part| (part.phase, rows)));
+        }
+        runs
+    }
+
+    /// Whether two passes have the same branches with the same scales.
+    fn same_adapter(&self, a: usize, b: usize) -> bool {
+        match (&self.tails[a], &self.tails[b]) {
+            (Some(one), Some(other)) => {
+                Arc::ptr_eq(one, other) && self.passes[a].scales == self.passes[b].scales
+            }
+            (one, other) => one.is_none() && other.is_none(),
+        }
     }
 
     /// The branches of a step for the rows `first .. first + tokens`.
     fn branches(&self, step: usize, first: usize, tokens: usize) -> Vec<Branches<'_>> {
         let mut groups: Vec<Branches<'_>> = Vec::new();
-        let mut last: Option<(&Option<Arc<GpuTail>>, &[f32])> = None;
-        for ((rows, tail), pass) in self.rows().zip(&self.tails).zip(&self.passes) {
+        let mut last = None;
+        for (pass, rows) in self.rows().enumerate() {
             let rows = rows.start.max(first)..rows.end.min(first + tokens);
             if rows.is_empty() {
                 continue;
             }
-            let same = |(last, scales): (&Option<Arc<GpuTail>>, &[f32])| match (last, tail) {
-                (Some(a), Some(b)) => Arc::ptr_eq(a, b) && scales == pass.scales,
-                (a, b) => a.is_none() && b.is_none(),
-            };
             match groups.last_mut() {
-                Some(group) if last.is_some_and(same) => group.rows.end = rows.end - first,
+                Some(group) if last.is_some_and(|last| self.same_adapter(last, pass)) => {
+                    group.rows.end = rows.end - first;
+                }
                 _ => {
-                    let tail = tail.as_ref().and_then(|t| Some((t.steps.get(step)?.as_ref()?, t.kind)));
+                    let tail = self.tails[pass].as_ref();
+                    let tail = tail.and_then(|t| Some((t.steps.get(step)?.as_ref()?, t.kind)));
                     let rows = rows.start - first..rows.end - first;
-                    groups.push(Branches { rows, tail, scales: pass.scales });
+                    groups.push(Branches { rows, tail, scales: self.passes[pass].scales });
                 }
             }
-            last = Some((tail, pass.scales));
+            last = Some(pass);
         }
         groups
     }
@@ -100,6 +150,7 @@ impl GpuDevice {
     /// Records everything before the logits.
     pub(super) fn record_body(&mut self, recording: &mut Recording, batch: &Batch<'_>) -> Result<()> {
         let (recipe, tokens) = (self.model.recipe.clone(), batch.tokens());
+        let runs = batch.runs(&batch.parts());
         for (step, kind) in recipe.steps.iter().enumerate() {
             match kind {
                 Step::Embed { table } => self.record_embed(recording, *table, tokens)?,
@@ -108,30 +159,36 @@ impl GpuDevice {
                         self.record_attend(recording, (pass, rows.start), *layer)?;
                     }
                 }
-                Step::Project { output, .. } if is_logits(output) => {}
+                Step::Project { output, .. } if output.is_logits() => {}
                 Step::Project { norm, input, linears, output } => {
-                    let (first, to) = (0, 0);
-                    let p = Projection { norm: *norm, input: *input, linears, output, first, tokens, to };
-                    self.record_project(recording, &p, &batch.branches(step, first, tokens))?;
+                    for (phase, rows) in &runs {
+                        let (first, tokens, to) = (rows.start, rows.len(), rows.start);
+                        let (norm, input, phase) = (*norm, *input, *phase);
+                        let p = Projection { norm, input, linears, output, first, tokens, to, phase };
+                        self.record_project(recording, &p, &batch.branches(step, first, tokens))?;
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    /// Records the logits of rows `first .. first + tokens` to the rows of their slot from `to` on.
+    /// Records the logits of a run to the rows of their slot from `to` on.
     pub(super) fn record_logits(
         &mut self,
         recording: &mut Recording,
         batch: &Batch<'_>,
-        (first, tokens, to): (usize, usize, usize),
+        (phase, rows): (Phase, Range<usize>),
+        to: usize,
     ) -> Result<()> {
         let recipe = self.model.recipe.clone();
+        let (first, tokens) = (rows.start, rows.len());
         for (step, kind) in recipe.steps.iter().enumerate() {
             if let Step::Project { norm, input, linears, output } = kind
-                && is_logits(output)
+                && output.is_logits()
             {
-                let p = Projection { norm: *norm, input: *input, linears, output, first, tokens, to };
+                let (norm, input) = (*norm, *input);
+                let p = Projection { norm, input, linears, output, first, tokens, to, phase };
                 self.record_project(recording, &p, &batch.branches(step, first, tokens))?;
             }
         }
@@ -179,19 +236,24 @@ impl GpuDevice {
         let (logits, row) = (Place::Slot(Slot::Logits), (vocab * 4) as u64);
         // As many rows at once as one buffer takes; the first of them in the submit of the layers.
         let limit = self.caps.max_binding.min(self.context.limits.max_buffer_size).min(LOGIT_BYTES);
-        let most = ((limit / row).max(1) as usize).min(wanted.len().max(1));
+        let most = ((limit / row).max(1) as usize)
+            .min(wanted.iter().map(|part| part.rows.len()).sum::<usize>().max(1));
         self.scratch.grow(&self.context, logits, most * vocab)?;
         // Values of each wanted row: its token, or its logits.
         let mut values: Vec<u8> = Vec::new();
-        for wanted in wanted.chunks(most) {
-            let mut reads = Vec::with_capacity(wanted.len());
+        for wanted in in_chunks(wanted, most) {
             let mut to = 0;
-            for run in wanted.chunk_by(|a, b| a.0 + 1 == b.0) {
-                self.record_logits(&mut recording, batch, (run[0].0, run.len(), to))?;
-                to += run.len();
+            for run in batch.runs(&wanted) {
+                let rows = run.1.len();
+                self.record_logits(&mut recording, batch, run, to)?;
+                to += rows;
             }
-            for (at, (_, pass)) in wanted.iter().enumerate() {
-                if pass.want == Want::Argmax {
+            let mut reads = Vec::with_capacity(to);
+            let wants = wanted
+                .iter()
+                .flat_map(|part| std::iter::repeat_n(batch.passes[part.pass].want, part.rows.len()));
+            for (at, want) in wants.enumerate() {
+                if want == Want::Argmax {
                     self.record_argmax(&mut recording, at)?;
                     reads.push((Place::Token, 4 * at as u64, 4));
                 } else {
@@ -227,6 +289,21 @@ impl GpuDevice {
     }
 }
 
-fn is_logits(output: &Output) -> bool {
-    matches!(output, Output::Store(slots) if slots.contains(&Slot::Logits))
+/// Parts of at most so many rows together.
+fn in_chunks(parts: Vec<Part>, most: usize) -> Vec<Vec<Part>> {
+    let (mut chunks, mut room) = (Vec::<Vec<Part>>::new(), 0);
+    for mut part in parts {
+        while !part.rows.is_empty() {
+            if room == 0 {
+                chunks.push(Vec::new());
+                room = most;
+            }
+            let end = part.rows.end.min(part.rows.start + room);
+            room -= end - part.rows.start;
+            let piece = Part { rows: part.rows.start..end, ..part.clone() };
+            chunks.last_mut().into_iter().for_each(|chunk| chunk.push(piece.clone()));
+            part.rows.start = end;
+        }
+    }
+    chunks
 }

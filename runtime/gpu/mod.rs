@@ -37,6 +37,7 @@ use crate::device::{
 };
 use crate::error::{Error, Result};
 use crate::kernels::attention::MAX_DIM;
+use crate::kernels::project::Phase;
 use crate::kernels::{BLOCK, Binding, Width};
 use cache::{GpuCache, Lines};
 use context::Context;
@@ -323,7 +324,9 @@ impl Device for GpuDevice {
         if passes.is_empty() {
             return Ok(Vec::new());
         }
-        let order = by_tail(passes);
+        // Those that decode first, so that they share walks over the weights.
+        let mut order = by_tail(passes);
+        order.sort_by_key(|i| Phase::of(passes[*i].tokens.len()) == Phase::Prefill);
         let passes: Vec<_> = order.iter().map(|i| &passes[*i]).collect();
         let unknown = |id: TailId| Error::option("tail", id.0, "this device has no such adapter");
         let tail = |pass: &&Forward<'_>| {

@@ -2,7 +2,7 @@
 
 use super::context::buffer_bytes;
 use super::matrix::Layout;
-use super::scratch::{scratch_bytes, widest_row};
+use super::scratch::{batch_row_bytes, scratch_bytes, widest_row};
 use super::{GpuOptions, check_model, select};
 use crate::arch::{Recipe, Step};
 use crate::device::{Activations, Footprint, Model};
@@ -42,6 +42,7 @@ pub(crate) fn footprint(model: &Model, options: &GpuOptions) -> Result<Footprint
         device: gpu.name,
         weights,
         scratch: scratch_bytes(recipe, &layouts, max_tokens, caps.family, int8),
+        batch_row: batch_row_bytes(recipe),
         cache_buffers: 2 * shape.layers as u64,
         position: (shape.kv_heads * shape.head_dim.div_ceil(4) * if int8 { 8 } else { 16 }) as u64,
         align: 16,

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::kernels::attention::{Attention, Combine, CombineParams, Spans};
 use crate::kernels::expand::Expand;
 use crate::kernels::prepare::{Order, Prepare};
-use crate::kernels::project::{Mode, Project, SUMMED, Shape, Tail, TailKind};
+use crate::kernels::project::{EXPANDED, Mode, Phase, Project, Shape, Tail, TailKind};
 use crate::kernels::{
     BLOCK, CHUNK, Kernel, Variant, argmax, attention, embed, expand, prepare, project, rope, shrink,
 };
@@ -95,6 +95,8 @@ pub(super) struct Projection<'a> {
     pub(super) tokens: usize,
     /// The first output row.
     pub(super) to: usize,
+    /// That of the passes whose rows they are.
+    pub(super) phase: Phase,
 }
 
 /// Rows of a projection that share an adapter, and its branches for the step, if there are any.
@@ -112,6 +114,16 @@ impl Branches<'_> {
         let (step, kind) = self.tail?;
         Some((step.linears.get(i)?.as_ref()?, step.ranks, kind))
     }
+}
+
+/// What the adapters of a batch add to a linear.
+struct Expanded {
+    /// Group 1 of the projection that reads it.
+    group: wgpu::BindGroup,
+    /// Rows of the matrix.
+    width: usize,
+    /// Of each row.
+    chunks: usize,
 }
 
 /// Where prepared inputs lie.
@@ -201,7 +213,7 @@ impl GpuDevice {
     /// Linears that share an input, each row with its adapter's branches.
     ///
     /// Where one adapter serves all rows, its branches are part of the projection. Where several do, what each adds to its
-    /// rows is summed first, so that the weights are still read once for all rows.
+    /// rows is computed first, so that the weights are still read once for all rows.
     pub(super) fn record_project(
         &mut self,
         recording: &mut Recording,
@@ -236,15 +248,16 @@ impl GpuDevice {
                 [group] => group.linear(i),
                 _ => None,
             };
-            let summed = match fused {
+            let expanded = match fused {
                 None => self.record_expand(recording, (i, *id), p.tokens, groups)?,
                 Some(_) => None,
             };
-            let tail = fused.map(|(_, _, kind)| Tail::Fused(kind)).or(summed.as_ref().map(|_| Tail::Summed));
+            let tail =
+                fused.map(|(_, _, kind)| Tail::Fused(kind)).or(expanded.as_ref().map(|_| Tail::Expanded));
             let kind = self.matrices[self.matrix_of(*id)].kind;
             let int8 = inputs.int8 && kind.is_packed();
             let wanted = Project {
-                shape: Shape::choose(self.caps.family, p.tokens),
+                shape: Shape::choose(self.caps.family, p.phase, p.tokens),
                 width: self.width,
                 matrix: kind,
                 int8,
@@ -266,13 +279,15 @@ impl GpuDevice {
                 has_bias: u32::from(self.model.recipe.linears[id.0].bias.is_some()),
                 ..Default::default()
             };
-            match (fused, &summed) {
+            match (fused, &expanded) {
                 (Some((linear, ranks, _)), _) => {
                     params.tail_chunks = linear.chunks as u32;
                     params.inner_stride = (ranks / CHUNK) as u32;
                     params.inner_offset = linear.offset as u32;
                 }
-                (None, Some((_, width))) => (params.tail_chunks, params.inner_stride) = (1, *width as u32),
+                (None, Some(e)) => {
+                    (params.tail_chunks, params.inner_stride) = (e.chunks as u32, e.width as u32);
+                }
                 (None, None) => {}
             }
             let rows: Vec<_> = matrix.parts.iter().map(|part| part.rows.clone()).collect();
@@ -280,11 +295,11 @@ impl GpuDevice {
                 params.rows = rows.len() as u32;
                 params.y_column = rows.start as u32;
                 let base = self.linears[id.0].get(part).cloned();
-                let adapter = match (fused, &summed) {
+                let adapter = match (fused, &expanded) {
                     (Some((linear, ..)), _) => linear.parts.get(part).cloned(),
-                    (None, Some((group, _))) => {
+                    (None, Some(e)) => {
                         params.inner_offset = rows.start as u32;
-                        Some(group.clone())
+                        Some(e.group.clone())
                     }
                     (None, None) => None,
                 };
@@ -296,23 +311,24 @@ impl GpuDevice {
         Ok(())
     }
 
-    /// What adapters add to a linear, each to its rows; the group that reads it and how many elements a row has, or `None`
-    /// where no adapter has a branch there.
+    /// What adapters add to a linear, each to its rows; `None` where no adapter has a branch there.
     fn record_expand(
         &mut self,
         recording: &mut Recording,
         (i, id): (usize, LinearId),
         tokens: usize,
         groups: &[Branches<'_>],
-    ) -> Result<Option<(wgpu::BindGroup, usize)>> {
+    ) -> Result<Option<Expanded>> {
+        let attached = || groups.iter().filter_map(|group| group.linear(i));
         // Rows without a branch get zeros, by any adapter's kernel.
-        let Some((any, _, any_kind)) = groups.iter().find_map(|group| group.linear(i)) else {
+        let Some((any, _, any_kind)) = attached().next() else {
             return Ok(None);
         };
+        let chunks = attached().map(|(linear, ..)| linear.chunks).max().unwrap_or(0);
         let parts = &self.matrices[self.matrix_of(id)].parts;
         let rows: Vec<Range<usize>> = parts.iter().map(|part| part.rows.clone()).collect();
         let width = rows.last().map_or(0, |rows| rows.end);
-        self.scratch.grow(&self.context, Place::Summed, tokens * width)?;
+        self.scratch.grow(&self.context, Place::Expanded, tokens * width * chunks)?;
         for group in groups {
             let own = group.linear(i);
             let tail = own.map_or(any_kind, |(_, _, kind)| kind);
@@ -321,6 +337,7 @@ impl GpuDevice {
                 tokens: group.rows.len() as u32,
                 y_row: group.rows.start as u32,
                 y_stride: width as u32,
+                y_chunks: chunks as u32,
                 ..Default::default()
             };
             if let Some((linear, ranks, _)) = own {
@@ -332,13 +349,13 @@ impl GpuDevice {
             for (rows, adapter) in rows.iter().zip(adapters) {
                 params.rows = rows.len() as u32;
                 params.y_column = rows.start as u32;
-                let grid = kernel.grid(rows.len(), group.rows.len());
-                let (others, places) = ([None, Some(adapter.clone())], [Place::Params, Place::Summed]);
+                let grid = kernel.grid(rows.len(), group.rows.len(), chunks);
+                let (others, places) = ([None, Some(adapter.clone())], [Place::Params, Place::Expanded]);
                 self.dispatch(recording, Kernel::Expand(kernel), others, &places, &params, grid)?;
             }
         }
-        let group = self.scratch.group(&self.context, &mut self.pipelines, SUMMED, &[Place::Summed])?;
-        Ok(Some((group, width)))
+        let group = self.scratch.group(&self.context, &mut self.pipelines, EXPANDED, &[Place::Expanded])?;
+        Ok(Some(Expanded { group, width, chunks }))
     }
 
     fn matrix_of(&self, id: LinearId) -> usize {

@@ -9,7 +9,10 @@ use crate::error::Result;
 use crate::kernels::attention::Spans;
 use crate::kernels::prepare::Order;
 use crate::kernels::project::MatrixKind;
-use crate::kernels::{BLOCK, Binding, Family};
+use crate::kernels::{BLOCK, Binding, CHUNK, Family};
+
+/// Ranks of a linear, of all its branches, that plans of batches count with.
+const PLANNED_RANK: usize = 64;
 
 /// A buffer of working memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,7 +30,7 @@ pub(super) enum Place {
     /// Attention's spans before they are joined.
     Spans,
     /// What the adapters of a batch add to one linear.
-    Summed,
+    Expanded,
     /// The likeliest token of each row of logits.
     Token,
     /// Parameters of every dispatch.
@@ -108,7 +111,7 @@ impl Scratch {
         Ok(group)
     }
 
-    /// Makes room for `elements` float32 of logits or summed tails; what was there is lost.
+    /// Makes room for `elements` float32 of logits or expanded tails; what was there is lost.
     pub(super) fn grow(&mut self, context: &Context, place: Place, elements: usize) -> Result<()> {
         let bytes = (elements * 4) as u64;
         if self.buffers.get(&place).is_some_and(|b| b.size() >= bytes) {
@@ -132,8 +135,8 @@ impl Scratch {
 
     /// Lets go of what batches, and more than one row of logits, needed.
     pub(super) fn trim(&mut self, context: &Context, vocab: usize) -> Result<()> {
-        if self.buffers.remove(&Place::Summed).is_some() {
-            self.groups.retain(|(_, places), _| !places.contains(&Place::Summed));
+        if self.buffers.remove(&Place::Expanded).is_some() {
+            self.groups.retain(|(_, places), _| !places.contains(&Place::Expanded));
         }
         let (place, bytes) = (Place::Slot(Slot::Logits), buffer_bytes(vocab as u64 * 4));
         if self.buffers.get(&place).is_some_and(|b| b.size() > bytes) {
@@ -200,6 +203,17 @@ pub(super) fn scratch_bytes(
     let sizes = places(recipe, layouts, max_tokens, family, int8);
     let sizes = sizes.iter().map(|(_, bytes)| *bytes).chain([logit_bytes(recipe)]);
     sizes.fold(0, |sum, bytes| sum.saturating_add(buffer_bytes(bytes)))
+}
+
+/// What [`Scratch::grow`] adds for each row of a batch of sessions, with tails of up to [`PLANNED_RANK`]: what they add to the
+/// widest linear before the logits, its logits and their readback.
+pub(super) fn batch_row_bytes(recipe: &Recipe) -> u64 {
+    let rows = recipe.steps.iter().flat_map(|step| match step {
+        Step::Project { linears, output, .. } if !output.is_logits() => linears.as_slice(),
+        _ => &[],
+    });
+    let widest = rows.map(|id| recipe.linear_shape(*id).0).max().unwrap_or(0);
+    (widest * (PLANNED_RANK / CHUNK) * 4) as u64 + 2 * logit_bytes(recipe)
 }
 
 /// The most dispatches of one submit: a pass alone is one; a batch of different adapters may be several.

@@ -22,14 +22,16 @@ pub(crate) struct Params {
     pub(crate) y_row: u32,
     pub(crate) y_stride: u32,
     pub(crate) y_column: u32,
+    pub(crate) y_chunks: u32,
+    pub(crate) pad: [u32; 3],
 }
 
 pub(crate) const GROUPS: Groups = [None, Some(project::ADAPTER), Some(&[Binding::Params, Binding::Write])];
 
 impl Expand {
-    /// Workgroups for `rows` rows of `tokens` tokens.
-    pub(crate) fn grid(&self, rows: usize, tokens: usize) -> [u32; 3] {
-        fold((rows * tokens).div_ceil(self.workgroup as usize), 1)
+    /// Workgroups for `chunks` chunks of `rows` rows of `tokens` tokens.
+    pub(crate) fn grid(&self, rows: usize, tokens: usize, chunks: usize) -> [u32; 3] {
+        fold((rows * tokens * chunks).div_ceil(self.workgroup as usize), 1)
     }
 
     pub(crate) fn name(&self) -> String {

@@ -15,6 +15,7 @@ parts! {
     ARGMAX = "argmax";
     ATTENTION = "attention";
     ATTENTION_COMBINE = "attention_combine";
+    BATCH_SPLIT = "batch_split";
     BLOCK = "block";
     CACHE_F16 = "cache_f16";
     CACHE_F32 = "cache_f32";
@@ -40,11 +41,11 @@ parts! {
     SCALES_F32 = "scales_f32";
     SCALES_NONE = "scales_none";
     SHRINK = "shrink";
+    TAIL_EXPANDED = "tail_expanded";
     TAIL_F16 = "tail_f16";
     TAIL_F32 = "tail_f32";
     TAIL_HALF = "tail_half";
     TAIL_NONE = "tail_none";
-    TAIL_SUMMED = "tail_summed";
     WEIGHTS_BF16 = "weights_bf16";
     WEIGHTS_F16 = "weights_f16";
     WEIGHTS_F32 = "weights_f32";

@@ -8,8 +8,36 @@ use super::{Binding, Groups, MATRIX, fold, join, parts};
 pub(crate) enum Shape {
     MatvecLanes,
     MatvecSplit,
+    /// [`Shape::MatvecSplit`] for several tokens.
+    BatchSplit,
+    /// Several tokens, each with the sums of [`Shape::MatvecLanes`].
     MatmulLanes,
     MatmulSplit,
+}
+
+/// How many tokens a shape is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Load {
+    One,
+    Several,
+    Many,
+}
+
+/// How many rows a pass has for a projection. It decides how sums are taken, so that a pass gives the same bits whoever shares
+/// its walk over the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Phase {
+    /// A few: the reads of weights decide.
+    Decode,
+    /// Many: arithmetic does.
+    Prefill,
+}
+
+impl Phase {
+    /// That of a pass alone.
+    pub(crate) fn of(rows: usize) -> Self {
+        if rows <= DECODE_TOKENS { Self::Decode } else { Self::Prefill }
+    }
 }
 
 /// How weights are stored on the device.
@@ -62,8 +90,8 @@ impl TailKind {
 pub(crate) enum Tail {
     /// One adapter's branches, for all rows.
     Fused(TailKind),
-    /// What [`Expand`](super::expand::Expand) has summed, to each row its own.
-    Summed,
+    /// What [`Expand`](super::expand::Expand) has computed, to each row its own.
+    Expanded,
 }
 
 /// A stored matrix as shaders see it.
@@ -178,23 +206,46 @@ pub(crate) struct Params {
     pub(crate) pad: [u32; 2],
 }
 
-/// The most tokens that the decode kernel of GPUs takes: below a tile's fill the reads of weights decide.
-const SPLIT_MATVEC_TOKENS: usize = 4;
+/// The most tokens of a pass that count as decoding: what one read of the weights serves.
+const DECODE_TOKENS: usize = 4;
+
+/// The most rows of decoding passes in one walk: past it another read of the weights is little beside the arithmetic, and
+/// working memory stays bounded.
+pub(crate) const DECODE_ROWS: usize = 32;
 
 /// Group 1: up, inner.
 pub(crate) const ADAPTER: &[Binding] = &[Binding::Read, Binding::Read];
 
-/// Group 1 where the sum is there already.
-pub(crate) const SUMMED: &[Binding] = &[Binding::Read];
+/// Group 1 where the products are there already.
+pub(crate) const EXPANDED: &[Binding] = &[Binding::Read];
 
 impl Shape {
-    /// The kernel for `tokens` input rows.
-    pub(crate) fn choose(family: Family, tokens: usize) -> Self {
-        match family {
-            Family::Lanes if tokens == 1 => Self::MatvecLanes,
-            Family::Lanes => Self::MatmulLanes,
-            Family::Split if tokens <= SPLIT_MATVEC_TOKENS => Self::MatvecSplit,
-            Family::Split => Self::MatmulSplit,
+    /// The kernel for `tokens` input rows of passes of a phase.
+    pub(crate) fn choose(family: Family, phase: Phase, tokens: usize) -> Self {
+        match (family, phase) {
+            (Family::Lanes, _) if tokens == 1 => Self::MatvecLanes,
+            (Family::Lanes, _) => Self::MatmulLanes,
+            (Family::Split, Phase::Decode) if tokens == 1 => Self::MatvecSplit,
+            (Family::Split, Phase::Decode) => Self::BatchSplit,
+            (Family::Split, Phase::Prefill) => Self::MatmulSplit,
+        }
+    }
+
+    /// What it is made for.
+    pub(crate) fn load(self) -> Load {
+        match self {
+            Self::MatvecLanes | Self::MatvecSplit => Load::One,
+            Self::BatchSplit => Load::Several,
+            Self::MatmulLanes | Self::MatmulSplit => Load::Many,
+        }
+    }
+
+    /// The kernel for several tokens that takes each one's sums as this one does.
+    pub(crate) fn of_several(self) -> Self {
+        match self {
+            Self::MatvecLanes | Self::MatmulLanes => Self::MatmulLanes,
+            Self::MatvecSplit | Self::BatchSplit => Self::BatchSplit,
+            Self::MatmulSplit => Self::MatmulSplit,
         }
     }
 }
@@ -202,7 +253,7 @@ impl Shape {
 impl Project {
     /// Kernels that never reduce are the same for every reduction.
     pub(crate) fn tidy(mut self) -> Self {
-        if self.shape != Shape::MatvecSplit {
+        if !matches!(self.shape, Shape::MatvecSplit | Shape::BatchSplit) {
             self.width.reduce = Reduce::Tree;
         }
         self
@@ -214,6 +265,7 @@ impl Project {
         match self.shape {
             Shape::MatvecLanes => fold(rows.div_ceil(lane_rows), tokens),
             Shape::MatvecSplit => fold(rows.div_ceil(4), tokens),
+            Shape::BatchSplit => fold(rows.div_ceil(4), tokens.div_ceil(4)),
             Shape::MatmulLanes => fold(rows.div_ceil(lane_rows), tokens.div_ceil(4)),
             Shape::MatmulSplit => fold(rows.div_ceil(32), tokens.div_ceil(32)),
         }
@@ -221,7 +273,7 @@ impl Project {
 
     pub(crate) fn groups(&self) -> Groups {
         const ACTIVATIONS: &[Binding] = &[Binding::Params, Binding::Read, Binding::Write];
-        let tail = self.tail.map(|tail| if tail == Tail::Summed { SUMMED } else { ADAPTER });
+        let tail = self.tail.map(|tail| if tail == Tail::Expanded { EXPANDED } else { ADAPTER });
         [Some(MATRIX), tail, Some(ACTIVATIONS)]
     }
 
@@ -230,7 +282,7 @@ impl Project {
         let tail = match self.tail {
             None => "none".to_owned(),
             Some(Tail::Fused(kind)) => format!("{kind:?}"),
-            Some(Tail::Summed) => "Summed".to_owned(),
+            Some(Tail::Expanded) => "expanded".to_owned(),
         };
         format!("{:?} {} · {} · x {activations} · tail {tail}", self.shape, self.width, self.matrix)
     }
@@ -241,6 +293,7 @@ impl Project {
             Shape::MatmulLanes => (parts::LANE_ONLY, parts::MATMUL_LANES),
             Shape::MatmulSplit => (parts::LANE_ONLY, parts::MATMUL_SPLIT),
             Shape::MatvecSplit => (self.width.reduce.part(), parts::MATVEC_SPLIT),
+            Shape::BatchSplit => (self.width.reduce.part(), parts::BATCH_SPLIT),
         };
         let mut list = vec![lane, parts::BLOCK];
         list.extend(self.matrix.parts());
@@ -249,7 +302,7 @@ impl Project {
         list.push(match self.tail {
             None => parts::TAIL_NONE,
             Some(Tail::Fused(kind)) => kind.part(),
-            Some(Tail::Summed) => parts::TAIL_SUMMED,
+            Some(Tail::Expanded) => parts::TAIL_EXPANDED,
         });
         list.push(main);
         join(self.width.workgroup, self.tail == Some(Tail::Fused(TailKind::Half)), &list)
@@ -267,13 +320,15 @@ impl Project {
             (Shape::MatmulLanes, tree),
             (Shape::MatvecSplit, tree),
             (Shape::MatvecSplit, subgroup),
+            (Shape::BatchSplit, tree),
+            (Shape::BatchSplit, subgroup),
             (Shape::MatmulSplit, tree),
         ];
         let fused = TailKind::ALL.map(|kind| Some(Tail::Fused(kind)));
         let mut all = Vec::new();
         for (shape, width) in shapes {
             for matrix in MatrixKind::all() {
-                for tail in [None, Some(Tail::Summed)].into_iter().chain(fused) {
+                for tail in [None, Some(Tail::Expanded)].into_iter().chain(fused) {
                     all.push(Self { shape, width, matrix, int8: false, tail });
                     if matrix.is_packed() {
                         all.push(Self { shape, width, matrix, int8: true, tail });

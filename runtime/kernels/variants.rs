@@ -9,7 +9,7 @@ use super::caps::{Caps, Family, GPU_WORKGROUP, Reduce, Width};
 use super::embed::Embed;
 use super::expand::Expand;
 use super::prepare::Prepare;
-use super::project::{MatrixKind, Project, Shape, Tail, TailKind};
+use super::project::{MatrixKind, Phase, Project, Shape, Tail, TailKind};
 use super::rope::Rope;
 use super::shrink::Shrink;
 
@@ -65,13 +65,6 @@ fn workgroups(wanted: u32) -> Vec<u32> {
     std::iter::once(wanted).chain(others).collect()
 }
 
-impl Shape {
-    /// Whether it is made for few tokens.
-    pub(crate) fn is_decode(self) -> bool {
-        matches!(self, Self::MatvecLanes | Self::MatvecSplit)
-    }
-}
-
 impl Project {
     fn variants(self, caps: &Caps) -> Vec<Self> {
         let tree = Width { workgroup: GPU_WORKGROUP, reduce: Reduce::Tree };
@@ -84,20 +77,43 @@ impl Project {
         let rows = [
             (caps.subgroups, Shape::MatvecSplit, subgroup),
             (true, Shape::MatvecSplit, tree),
+            (caps.subgroups, Shape::BatchSplit, subgroup),
+            (true, Shape::BatchSplit, tree),
             (true, Shape::MatvecLanes, lanes),
             (true, Shape::MatmulSplit, tree),
             (true, Shape::MatmulLanes, lanes),
         ];
-        // Every shape takes any number of tokens: those of the other phase are the last resort.
+        // Every shape takes any number of tokens: those made for others are the last resort.
         for own in [true, false] {
             for (exists, shape, width) in rows {
                 let kernel = Self { shape, width, ..self }.tidy();
-                if exists && own == (shape.is_decode() == self.shape.is_decode()) && !all.contains(&kernel) {
+                if exists && own == (shape.load() == self.shape.load()) && !all.contains(&kernel) {
                     all.push(kernel);
                 }
             }
         }
         all
+    }
+}
+
+impl Project {
+    /// The kernel whose choice this one's follows, so that a pass gives the same bits with other adapters beside it and with
+    /// other passes: the same without an adapter, and before that the same for one token.
+    pub(crate) fn leader(self) -> Option<Self> {
+        match (self.tail, self.shape) {
+            (Some(_), _) => Some(Self { tail: None, ..self }),
+            (None, Shape::BatchSplit) => Some(Self { shape: Shape::MatvecSplit, ..self }),
+            (None, _) => None,
+        }
+    }
+
+    /// Whether it takes its sums as the leader of `wanted` does, which was chosen to be `leader`.
+    pub(crate) fn follows(self, wanted: Self, leader: Self) -> bool {
+        let shape = match wanted.tail {
+            None => leader.shape.of_several(),
+            Some(_) => leader.shape,
+        };
+        (self.shape, self.width) == (shape, leader.width)
     }
 }
 
@@ -126,7 +142,7 @@ impl Kernel {
         let usual = |kind: &&MatrixKind| every || kind.is_usual();
         let half = if caps.f16 { TailKind::Half } else { TailKind::F16 };
         let tails = if every { vec![half, TailKind::F16, TailKind::F32] } else { vec![half] };
-        let added: Vec<Option<Tail>> = [None, Some(Tail::Summed)]
+        let added: Vec<Option<Tail>> = [None, Some(Tail::Expanded)]
             .into_iter()
             .chain(tails.iter().map(|kind| Some(Tail::Fused(*kind))))
             .collect();
@@ -134,8 +150,15 @@ impl Kernel {
         let mut all = Vec::new();
         for matrix in kinds.iter().filter(usual).copied() {
             all.push(Embed { workgroup: width.workgroup, matrix }.into());
-            for tokens in [1, 64] {
-                let shape = Shape::choose(caps.family, tokens);
+            let shapes = [(Phase::Decode, 1), (Phase::Decode, 4), (Phase::Prefill, 64)];
+            for (i, (phase, tokens)) in shapes.into_iter().enumerate() {
+                let shape = Shape::choose(caps.family, phase, tokens);
+                if shapes[..i]
+                    .iter()
+                    .any(|(phase, tokens)| Shape::choose(caps.family, *phase, *tokens) == shape)
+                {
+                    continue;
+                }
                 for int8 in [false, true].into_iter().filter(|int8| !int8 || matrix.is_packed()) {
                     for tail in &added {
                         all.push(Project { shape, width, matrix, int8, tail: *tail }.tidy().into());

@@ -19,8 +19,9 @@ use crate::error::{Error, Result};
 /// makes its pass alone, as it does where a batch finds no room. `None` for those whose turn it was not: they are as they
 /// were. A caller that puts those first the next time is fair.
 ///
-/// Results are what [`Generation::pass`] gives: on the CPU bit for bit, on a GPU within the rounding of its kernels, which
-/// differ for one row and for several.
+/// Results are what [`Generation::pass`] gives: on the CPU and on software Vulkan bit for bit. On a GPU the kernels for one row
+/// and for several take their sums in the same order, so that only a compiler that fuses other products with sums can make
+/// a difference, in the last bit.
 pub fn pass_together(members: &mut [(&mut Generation, &mut Session)]) -> Vec<Option<Result<Progress>>> {
     let mut results: Vec<_> = members.iter().map(|_| None).collect();
     if !pass_batch(members, &mut results)

@@ -19,7 +19,7 @@ use super::context::Context;
 use super::pipeline::Pipelines;
 use crate::device::{DeviceFacts, KernelFact};
 use crate::error::{Error, Result};
-use crate::kernels::project::{Project, ScaleKind, TailKind};
+use crate::kernels::project::{ScaleKind, TailKind};
 use crate::kernels::{Caps, Kernel, Variant};
 use check::Outcome;
 use store::Store;
@@ -206,19 +206,22 @@ impl Facts {
             return Ok(*chosen);
         }
         let mut candidates = wanted.variants(caps);
-        if let Kernel::Project(k) = wanted
-            && k.tail.is_some()
-        {
-            // With an adapter as without one.
-            let bare = self.chosen(context, pipelines, caps, Kernel::Project(Project { tail: None, ..k }))?;
-            candidates.sort_by_key(|kernel| !is_like(*kernel, bare));
-        }
+        let leader = match wanted {
+            Kernel::Project(k) => k.leader(),
+            _ => None,
+        };
+        let leader = match leader {
+            Some(leader) => Some(self.chosen(context, pipelines, caps, leader.into())?),
+            None => None,
+        };
+        let follows = |kernel: Kernel| leader.is_some_and(|leader| follows(kernel, wanted, leader));
+        candidates.sort_by_key(|kernel| !follows(*kernel));
         let mut best: Option<(Kernel, f64)> = None;
         for kernel in candidates {
-            if best.is_some() && !same_phase(kernel, wanted) || !self.passes(context, pipelines, kernel)? {
+            if best.is_some() && !same_load(kernel, wanted) || !self.passes(context, pipelines, kernel)? {
                 continue;
             }
-            let micros = match self.timed {
+            let micros = match self.timed && !follows(kernel) {
                 true => self.micros(context, pipelines, kernel)?,
                 false => None,
             };
@@ -410,18 +413,18 @@ impl Facts {
     }
 }
 
-/// Whether two projections walk their matrix alike.
-fn is_like(a: Kernel, b: Kernel) -> bool {
-    match (a, b) {
-        (Kernel::Project(a), Kernel::Project(b)) => (a.shape, a.width) == (b.shape, b.width),
+/// Whether a projection follows the choice of the one that leads the wanted one.
+fn follows(kernel: Kernel, wanted: Kernel, leader: Kernel) -> bool {
+    match (kernel, wanted, leader) {
+        (Kernel::Project(k), Kernel::Project(wanted), Kernel::Project(leader)) => k.follows(wanted, leader),
         _ => false,
     }
 }
 
 /// Whether a kernel is made for as many tokens as the other.
-fn same_phase(a: Kernel, b: Kernel) -> bool {
+fn same_load(a: Kernel, b: Kernel) -> bool {
     match (a, b) {
-        (Kernel::Project(a), Kernel::Project(b)) => a.shape.is_decode() == b.shape.is_decode(),
+        (Kernel::Project(a), Kernel::Project(b)) => a.shape.load() == b.shape.load(),
         _ => true,
     }
 }

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::kernels::attention::{Attention, Combine, CombineParams};
 use crate::kernels::expand::{self, Expand};
 use crate::kernels::prepare::{Order, Prepare};
-use crate::kernels::project::{Mode, Project, Tail, TailKind};
+use crate::kernels::project::{Load, Mode, Project, Tail, TailKind};
 use crate::kernels::{BLOCK, CHUNK, Kernel, argmax, attention, embed, prepare, project, rope, shrink};
 
 /// Float32 sums, exponentials and divisions, which phones compute to a few units in the last place: a defect is far above.
@@ -103,14 +103,18 @@ fn projection(
         Some(Tail::Fused(kind)) => {
             let tail = LowRank::new(kind, (rows, tokens, 2), noise);
             (params.tail_chunks, params.inner_stride, params.inner_offset) = (2, tail.stride, tail.offset);
-            (tail.bytes, tail.values)
+            let added = tail.products.chunks(2).map(|row| row.iter().sum()).collect();
+            (tail.bytes, added)
         }
-        Some(Tail::Summed) => {
+        Some(Tail::Expanded) => {
             // This part's rows begin at the second of all.
-            let summed = noise.values(tokens * (rows + 3), 1.0);
-            (params.tail_chunks, params.inner_stride, params.inner_offset) = (1, rows as u32 + 3, 1);
-            let own = summed.chunks(rows + 3).flat_map(|row| wide(&row[1..=rows])).collect();
-            (vec![f32_bytes(&summed)], own)
+            let chunks = 3;
+            let expanded = noise.values(tokens * (rows + 3) * chunks, 1.0);
+            (params.tail_chunks, params.inner_stride, params.inner_offset) =
+                (chunks as u32, rows as u32 + 3, 1);
+            let sums: Vec<f64> = expanded.chunks(chunks).map(|row| wide(row).iter().sum()).collect();
+            let own = sums.chunks(rows + 3).flat_map(|row| row[1..=rows].to_vec()).collect();
+            (vec![f32_bytes(&expanded)], own)
         }
     };
     let values = twin::project(&params, &matrix.values, &x, &bias, &added, &y);
@@ -121,10 +125,10 @@ fn projection(
     Ok(case(groups, &params, k.grid(rows, tokens), vec![expected]))
 }
 
-/// The up half of a tail and the inner values before it, as group 1 holds them; what they add, (T, R).
+/// The up half of a tail and the inner values before it, as group 1 holds them; what they give, (T, R, chunks).
 struct LowRank {
     bytes: Vec<Vec<u8>>,
-    values: Vec<f64>,
+    products: Vec<f64>,
     /// Chunks of a token's inner values, and the first of this linear.
     stride: u32,
     offset: u32,
@@ -136,14 +140,15 @@ impl LowRank {
         // A buffer has at least four words.
         let up = noise.values((rows * chunks * CHUNK).max(8), 0.25);
         let inner = noise.values(tokens * stride * CHUNK, 1.0);
-        let values = twin::expand(&up, &inner, (rows, tokens, chunks), (stride, offset));
+        let products = twin::expand(&up, &inner, (rows, tokens, chunks), (stride, offset));
         let bytes = vec![tail_bytes(kind, &up), f32_bytes(&inner)];
-        Self { bytes, values, stride: stride as u32, offset: offset as u32 }
+        Self { bytes, products, stride: stride as u32, offset: offset as u32 }
     }
 }
 
+/// An adapter of so many chunks beside one of three.
 fn expanding(k: Expand, chunks: usize, noise: &mut Noise) -> Case {
-    let (rows, tokens) = (37, 3);
+    let (rows, tokens, most) = (37, 3, 3);
     let stride = rows + 5;
     let tail = LowRank::new(k.tail, (rows, tokens, chunks), noise);
     let params = expand::Params {
@@ -155,15 +160,19 @@ fn expanding(k: Expand, chunks: usize, noise: &mut Noise) -> Case {
         y_row: 1,
         y_stride: stride as u32,
         y_column: 3,
+        y_chunks: most as u32,
+        ..Default::default()
     };
-    let before = noise.values((tokens + 2) * stride, 1.0);
+    let before = noise.values((tokens + 2) * stride * most, 1.0);
     let mut values = wide(&before);
-    for (to, from) in values.chunks_mut(stride).skip(1).zip(tail.values.chunks(rows)) {
-        to[3..3 + rows].copy_from_slice(from);
+    for line in 0..tokens * rows {
+        let to = ((line / rows + 1) * stride + 3 + line % rows) * most;
+        values[to..to + most].fill(0.0);
+        values[to..to + chunks].copy_from_slice(&tail.products[line * chunks..][..chunks]);
     }
     let expected = Expected { at: (2, 1), form: Form::F32, values, tolerance: FLOAT };
     let groups = [Vec::new(), tail.bytes, vec![Vec::new(), f32_bytes(&before)]];
-    case(groups, &params, k.grid(rows, tokens), vec![expected])
+    case(groups, &params, k.grid(rows, tokens, most), vec![expected])
 }
 
 fn shrinking(k: shrink::Shrink, noise: &mut Noise) -> Case {
@@ -399,7 +408,11 @@ pub(super) fn timing(kernel: Kernel) -> Result<Option<Case>> {
     let noise = &mut Noise(0x85eb_ca6b);
     match kernel {
         Kernel::Project(k) if k.tail.is_none() => {
-            let (rows, blocks, tokens) = if k.shape.is_decode() { (2048, 64, 1) } else { (1024, 32, 64) };
+            let (rows, blocks, tokens) = match k.shape.load() {
+                Load::One => (2048, 64, 1),
+                Load::Several => (2048, 64, 4),
+                Load::Many => (1024, 32, 64),
+            };
             // A few rows over and over.
             let few = 32;
             let mut case = projection(k, (few, blocks, 1, tokens), Mode::Store, false, noise)?;

@@ -39,19 +39,23 @@ pub(super) fn project(
     y
 }
 
-/// (T, R): up rows (R, r) times inner values (T, r of the step), of which this linear's begin at a chunk.
+/// (T, R, r / 8): each chunk of up rows (R, r) times that of inner values (T, r of the step), of which this linear's begin
+/// at a chunk.
 pub(super) fn expand(
     up: &[f32],
     inner: &[f32],
     (rows, tokens, chunks): (usize, usize, usize),
     (stride, offset): (usize, usize),
 ) -> Vec<f64> {
-    let rank = chunks * CHUNK;
-    let one = |token: usize, row: usize| {
-        let (up, inner) = (&up[row * rank..][..rank], &inner[(token * stride + offset) * CHUNK..]);
-        up.iter().zip(inner).map(|(u, i)| f(*u) * f(*i)).sum()
-    };
-    (0..tokens).flat_map(|token| (0..rows).map(move |row| one(token, row))).collect()
+    let mut products = Vec::with_capacity(tokens * rows * chunks);
+    for token in 0..tokens {
+        for chunk in 0..rows * chunks {
+            let inner = &inner[(token * stride + offset + chunk % chunks) * CHUNK..];
+            let up = &up[chunk * CHUNK..][..CHUNK];
+            products.push(up.iter().zip(inner).map(|(u, i)| f(*u) * f(*i)).sum());
+        }
+    }
+    products
 }
 
 /// (T, r) inner values; `factors` are (r, 2): a scaling, and twice the adapter whose scale counts, plus 1 for a GELU.
