@@ -15,16 +15,17 @@ mod swap;
 #[path = "ffi/together.rs"]
 mod together;
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use calora_ffi::{
     AdapterChange, AdapterOpenOptions, Availability, BenchmarkOptions, CachePolicy, DeviceChoice, DeviceKind,
     Engine, EngineConfig, EngineError, EngineEvent, GenerationOptions, LoadProgress, LoadState, LogLevel,
-    LogSink, MemoryPolicy, MemoryPressure, ResponseStream, ScaledAdapter, Session, SessionConfig,
-    SessionPriority, SwapBenchmarkOptions, TaskAdapter, UnavailableReason, availability, encrypt_adapter,
-    inspect_adapter, memory_plan, set_log_level, set_log_sink,
+    LogSink, MemoryPolicy, MemoryPressure, ResponseChunk, ResponseStream, ScaledAdapter, Session,
+    SessionConfig, SessionPriority, SwapBenchmarkOptions, TaskAdapter, UnavailableReason, availability,
+    encrypt_adapter, inspect_adapter, memory_plan, set_log_level, set_log_sink,
 };
 use pollster::block_on;
 
@@ -73,6 +74,26 @@ fn text(stream: &ResponseStream) -> String {
         text += &chunk.text;
     }
     text
+}
+
+/// A call that has been made: its work waits its turn, whenever the result is asked for.
+fn made<T>(call: impl Future<Output = T> + Send + 'static) -> Pin<Box<dyn Future<Output = T> + Send>> {
+    let mut call: Pin<Box<dyn Future<Output = T> + Send>> = Box::pin(call);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(call.as_mut().poll(&mut context).is_pending(), "nothing is done by the call itself");
+    call
+}
+
+/// The first pull of a stream, made.
+fn pull(stream: Arc<ResponseStream>) -> Pin<Box<dyn Future<Output = Pulled> + Send>> {
+    made(async move { (stream.next().await, stream) })
+}
+
+type Pulled = (Result<Option<ResponseChunk>, EngineError>, Arc<ResponseStream>);
+
+/// A whole text of which the first chunk was pulled.
+fn rest((first, stream): Pulled) -> String {
+    first.unwrap().map_or(String::new(), |chunk| chunk.text) + &text(&stream)
 }
 
 fn ask(session: &Session, prompt: &str) -> String {

@@ -22,10 +22,10 @@ fn four_streams_with_four_adapters_share_passes_and_each_is_as_if_alone() {
     let streams: Vec<_> = sessions.iter().map(|session| ask(session)).collect();
     let before = engine.statistics().unwrap().passes;
     block_on(engine.pause()).unwrap();
-    let readers: Vec<_> =
-        streams.into_iter().map(|stream| std::thread::spawn(move || text(&stream))).collect();
-    std::thread::sleep(Duration::from_millis(50));
+    let pulls: Vec<_> = streams.into_iter().map(pull).collect();
     engine.resume().unwrap();
+    let readers: Vec<_> =
+        pulls.into_iter().map(|pull| std::thread::spawn(move || rest(block_on(pull)))).collect();
     let together: Vec<String> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
     assert_eq!(together, alone);
     let shared = engine.statistics().unwrap().passes - before;
@@ -40,21 +40,16 @@ fn the_background_makes_no_pass_while_the_foreground_waits() {
     block_on(quiet.reset()).unwrap();
     let urgent = [session(&engine, vec![]), session(&engine, with(&adapter(&engine, "spam")))];
     block_on(engine.pause()).unwrap();
-    let pull = |stream: Arc<ResponseStream>| std::thread::spawn(move || (block_on(stream.next()), stream));
     // The background asks first. Each foreground response fits the queue of its reader: it never waits for one.
-    let first = quiet.complete(STORY.into(), at_most(20)).unwrap();
-    let first = pull(first);
-    std::thread::sleep(Duration::from_millis(50));
-    let streams: Vec<_> =
+    let first = pull(quiet.complete(STORY.into(), at_most(20)).unwrap());
+    let pulls: Vec<_> =
         urgent.iter().map(|session| pull(session.complete(STORY.into(), at_most(4)).unwrap())).collect();
-    std::thread::sleep(Duration::from_millis(50));
     engine.resume().unwrap();
-    let (chunk, stream) = first.join().unwrap();
+    let first = block_on(first);
     assert!(urgent.iter().all(|session| !session.is_responding()), "all of the foreground was over by then");
-    let got = chunk.unwrap().unwrap().text + &text(&stream);
-    assert_eq!(got, alone);
-    for stream in streams {
-        stream.join().unwrap().0.unwrap().unwrap();
+    assert_eq!(rest(first), alone);
+    for pull in pulls {
+        block_on(pull).0.unwrap().unwrap();
     }
 }
 
@@ -69,9 +64,8 @@ fn a_background_classification_yields_after_every_pass() {
     block_on(engine.pause()).unwrap();
     let classified = {
         let (quiet, choices) = (quiet.clone(), choices.clone());
-        std::thread::spawn(move || block_on(quiet.classify(MESSAGE.into(), choices)))
+        made(async move { quiet.classify(MESSAGE.into(), choices).await })
     };
-    std::thread::sleep(Duration::from_millis(50));
     // Asked for in the midst of the classification, and answered before it ends: what is counted are passes.
     let before = engine.statistics().unwrap().passes;
     engine.resume().unwrap();
@@ -86,7 +80,7 @@ fn a_background_classification_yields_after_every_pass() {
     // The session does one thing after the other.
     let next = quiet.complete(STORY.into(), at_most(6)).unwrap();
     let next = text(&next);
-    assert_eq!(classified.join().unwrap().unwrap(), expected);
+    assert_eq!(block_on(classified).unwrap(), expected);
     let fresh = background(&engine, with(&adapter(&engine, "spam")));
     assert_eq!(next, text(&fresh.complete(STORY.into(), at_most(6)).unwrap()));
     text(&stream);
@@ -99,10 +93,8 @@ fn a_classification_that_nobody_waits_for_ends_and_frees_its_session() {
     block_on(engine.pause()).unwrap();
     let choices = |n: usize| (0..n).map(|i| format!("choice {i}")).collect::<Vec<_>>();
     {
-        // Polled once, so that it is queued, and dropped.
-        let mut classify = std::pin::pin!(session.classify(MESSAGE.into(), choices(400)));
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        assert!(classify.as_mut().poll(&mut context).is_pending());
+        let session = session.clone();
+        drop(made(async move { session.classify(MESSAGE.into(), choices(400)).await }));
     }
     let before = engine.statistics().unwrap().passes;
     engine.resume().unwrap();
