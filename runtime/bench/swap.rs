@@ -72,6 +72,9 @@ pub struct SwapReport {
     pub first_use_ms: Quantiles,
     /// Milliseconds for each MB (10^6 bytes) of such a task's branches; the median.
     pub first_use_ms_per_mb: f64,
+    /// The same of those that took the place of tasks that had to go: in memory that the process had already. Null where
+    /// none had to.
+    pub replacing_ms_per_mb: Option<f64>,
     /// Tokens of the conversation before the swap.
     pub prompt_tokens: usize,
     /// From the swap to the next response's first token.
@@ -133,8 +136,17 @@ pub fn measure_swaps(engine: &Engine, bench: &SwapBench, tick: &mut dyn FnMut())
         Ok(timed(|| session.switch_to(&list))?.1)
     };
     let hot_ms = (0..HOT).map(|i| swap(&hot[i % hot.len()])).collect::<Result<Vec<f64>>>()?;
-    let cold_ms = cold.iter().map(&mut swap).collect::<Result<Vec<f64>>>()?;
-    let per_mb = cold_ms.iter().zip(cold).map(|(ms, adapter)| ms / (adapter.byte_len() as f64 / 1e6));
+    let (mut cold_ms, mut per_mb, mut replacing) = (Vec::new(), Vec::new(), Vec::new());
+    for adapter in cold {
+        let held = engine.memory().tails;
+        let ms = swap(adapter)?;
+        let of_one = ms / (adapter.byte_len() as f64 / 1e6);
+        cold_ms.push(ms);
+        per_mb.push(of_one);
+        if engine.memory().tails <= held {
+            replacing.push(of_one);
+        }
+    }
 
     let mut policies = Vec::new();
     for (policy, name) in [
@@ -166,7 +178,8 @@ pub fn measure_swaps(engine: &Engine, bench: &SwapBench, tick: &mut dyn FnMut())
         held_bytes: memory.weights + memory.scratch + resident_bytes,
         hot_us: Quantiles::of(&hot_ms.iter().map(|ms| ms * 1e3).collect::<Vec<_>>()),
         first_use_ms: Quantiles::of(&cold_ms),
-        first_use_ms_per_mb: super::median(per_mb.collect()),
+        first_use_ms_per_mb: super::median(per_mb),
+        replacing_ms_per_mb: (!replacing.is_empty()).then(|| super::median(replacing)),
         prompt_tokens: bench.prompt_tokens,
         policies,
     })

@@ -42,9 +42,9 @@ pub(super) fn form(storage: &Storage, activations: Activations) -> Form {
 
 impl Projection {
     /// Checks that scales are finite.
-    pub(super) fn new(matrix: &Matrix) -> Result<Self> {
+    pub(super) fn new(matrix: Matrix) -> Result<Self> {
         matrix.scales()?;
-        Ok(Self { rows: matrix.rows, cols: matrix.cols, storage: matrix.storage.clone() })
+        Ok(Self { rows: matrix.rows, cols: matrix.cols, storage: matrix.storage })
     }
 
     /// What the kernels of this matrix read.

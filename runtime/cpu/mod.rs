@@ -80,7 +80,8 @@ impl CpuDevice {
             return Err(Error::option("simd", format!("{simd:?}"), reason));
         };
         let workers = Workers::new(options.threads)?;
-        let projections = model.weights.matrices.iter().map(Projection::new).collect::<Result<_>>()?;
+        let projections =
+            model.weights.matrices.iter().cloned().map(Projection::new).collect::<Result<_>>()?;
         let sizes = Sizes::new(model, options.activations, options.max_tokens);
         let mut scratch = Scratch::default();
         scratch.reserve(&sizes)?;

@@ -84,7 +84,7 @@ impl ResidentBranch {
             scaling: branch.scaling,
             is_gelu: branch.kind.is_gelu(),
             rank: branch.rank(),
-            down: Projection::new(&Matrix::dense(floats(&branch.down, activations)?)?)?,
+            down: Projection::new(Matrix::dense(floats(&branch.down, activations)?)?)?,
             up: floats(&branch.up, activations)?,
         })
     }
@@ -166,15 +166,15 @@ fn tree(value: impl Fn(usize) -> f32) -> f32 {
 /// Floats in memory of this process, as they are stored; int8 becomes f16, or f32 in the reference mode and where f16 does
 /// not reach.
 fn floats(matrix: &LowRank, activations: Activations) -> Result<Tensor> {
-    let matrix = matrix.copied()?;
-    let stored = match &matrix {
+    let stored = match matrix {
         LowRank::Float(tensor) => {
+            let tensor = tensor.copied()?;
             tensor.check_finite()?;
-            return Ok(tensor.clone());
+            return Ok(tensor);
         }
         LowRank::Int8 { values, .. } => values,
     };
-    let values = matrix.to_f32()?;
+    let values = matrix.copied()?.to_f32()?;
     let halves: Vec<f16> = match activations {
         // int8 times its scale is rounded once more by f16.
         Activations::Int8 => values.iter().map(|v| f16::from_f32(*v)).collect(),

@@ -76,16 +76,15 @@ impl Mapped {
 
     /// A copy of the bytes `range`.
     pub(super) fn copy(&self, range: Range<usize>) -> Result<PrivateBytes> {
-        let mut copy = PrivateBytes::zeroed(&self.path, range.len())?;
-        if self.is_read_again(range.start, copy.bytes_mut()) {
-            return Ok(copy);
+        let mut copy = PrivateBytes::plain(&self.path, range.len())?;
+        if !self.is_read_again(range.clone(), &mut copy) {
+            copy.collect(|put| {
+                self.visit(range, |chunk| {
+                    put(chunk);
+                    true
+                })
+            })?;
         }
-        let (out, mut at) = (copy.bytes_mut(), 0);
-        self.visit(range, |chunk| {
-            out[at..at + chunk.len()].copy_from_slice(chunk);
-            at += chunk.len();
-            true
-        })?;
         Ok(copy)
     }
 
@@ -117,8 +116,7 @@ impl Mapped {
     /// Reads bytes from the file by its path: one copy where a pipe takes two. Whether they are those of the map: a path
     /// that leads elsewhere, and a file that was or is being changed, is left to the map to judge.
     #[cfg(unix)]
-    fn is_read_again(&self, start: usize, out: &mut [u8]) -> bool {
-        use std::os::unix::fs::FileExt;
+    fn is_read_again(&self, range: Range<usize>, copy: &mut PrivateBytes) -> bool {
         // Asked before opening: opening a named pipe would wait for a writer.
         if !Stamp::at(&self.path).is_ok_and(|now| now == self.stamp) {
             return false;
@@ -126,11 +124,11 @@ impl Mapped {
         let Ok(file) = File::open(&self.path) else { return false };
         // Of the opened file, so that it does not matter what the path leads to by now; twice, so that a change shows.
         let unchanged = || file.metadata().is_ok_and(|info| Stamp::of(&info) == self.stamp);
-        unchanged() && file.read_exact_at(out, start as u64).is_ok() && unchanged()
+        unchanged() && copy.read(&file, range.start as u64, range.len()) && unchanged()
     }
 
     #[cfg(not(unix))]
-    fn is_read_again(&self, _: usize, _: &mut [u8]) -> bool {
+    fn is_read_again(&self, _: Range<usize>, _: &mut PrivateBytes) -> bool {
         false
     }
 

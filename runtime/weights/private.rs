@@ -1,63 +1,108 @@
-//! Bytes of tensors that lie in memory and not in a map: a decrypted file, whose bytes must not stay behind, a checked copy,
-//! or generated values. All are overwritten when their last holder goes.
+//! Bytes of tensors that lie in memory and not in a map: a decrypted file, whose bytes must not stay behind, generated values,
+//! or a checked copy of a file that anybody can read.
 //!
-//! Invariant: the buffer never grows, so that no copy of it is left where an allocator moved it from.
+//! Invariant: the buffer never grows, so that no copy of it is left where an allocator moved it from; all but copies of plain
+//! files are overwritten when their last holder goes.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use zeroize::Zeroize;
 
 use crate::error::{Error, Result};
 
-/// A buffer of this process, zeroised on drop.
+/// Bytes of the largest element.
+const ALIGN: usize = 8;
+
+/// A buffer of this process.
 pub struct PrivateBytes {
-    /// u64 elements keep the bytes aligned for every element type.
-    words: Vec<u64>,
-    len: usize,
+    /// Some bytes until elements are aligned, then the content.
+    buffer: Vec<u8>,
+    start: usize,
+    /// Whether it is overwritten on drop.
+    secret: bool,
 }
 
 impl PrivateBytes {
-    /// `len` zeros for the content of `path`, or the error that there is no memory for them.
-    pub(crate) fn zeroed(path: &Path, len: usize) -> Result<Self> {
-        let mut words = Vec::new();
-        if let Err(e) = words.try_reserve_exact(len.div_ceil(8)) {
+    /// Room for `len` bytes that are the content of `path`, or the error that there is no memory for them.
+    fn with_room(path: &Path, len: usize, secret: bool) -> Result<Self> {
+        let mut buffer = Vec::<u8>::new();
+        if let Err(e) = buffer.try_reserve_exact(len.saturating_add(ALIGN)) {
             let (what, reason) = (path.display().to_string(), e.to_string());
             return Err(Error::OutOfMemory { what, bytes: len as u64, reason });
         }
-        words.resize(len.div_ceil(8), 0);
-        Ok(Self { words, len })
+        let start = buffer.as_ptr().align_offset(ALIGN).min(ALIGN);
+        buffer.resize(start, 0);
+        Ok(Self { buffer, start, secret })
+    }
+
+    /// `len` zeros for the content of `path`.
+    pub(crate) fn zeroed(path: &Path, len: usize) -> Result<Self> {
+        let mut private = Self::with_room(path, len, true)?;
+        private.buffer.resize(private.start + len, 0);
+        Ok(private)
     }
 
     /// A copy of `bytes`, which are the content of `path`.
     pub(crate) fn copy(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let mut private = Self::zeroed(path, bytes.len())?;
-        private.bytes_mut().copy_from_slice(bytes);
+        let mut private = Self::with_room(path, bytes.len(), true)?;
+        private.buffer.extend_from_slice(bytes);
         Ok(private)
+    }
+
+    /// Room for `len` bytes of a plain file; nothing is in it yet.
+    pub(super) fn plain(path: &Path, len: usize) -> Result<Self> {
+        Self::with_room(path, len, false)
+    }
+
+    /// Becomes the `len` bytes of a file from `at` on; whether the file has so many. Memory is not set to zero before.
+    pub(super) fn read(&mut self, mut file: &File, at: u64, len: usize) -> bool {
+        self.buffer.truncate(self.start);
+        let room = self.buffer.capacity() - self.start;
+        len <= room
+            && file.seek(SeekFrom::Start(at)).is_ok()
+            && file.take(len as u64).read_to_end(&mut self.buffer).is_ok_and(|read| read == len)
+    }
+
+    /// Becomes what `fill` appends, of which only as much is taken as there was room for.
+    pub(super) fn collect(&mut self, fill: impl FnOnce(&mut dyn FnMut(&[u8])) -> Result<()>) -> Result<()> {
+        self.buffer.truncate(self.start);
+        fill(&mut |bytes| {
+            let room = self.buffer.capacity() - self.buffer.len();
+            self.buffer.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        })
     }
 
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.words)[..self.len]
+        &self.buffer[self.start..]
     }
 
     fn wipe(&mut self) {
-        self.words.as_mut_slice().zeroize();
+        // By words: volatile writes are not joined.
+        let (first, words, last) = bytemuck::pod_align_to_mut::<u8, u64>(&mut self.buffer);
+        first.zeroize();
+        words.zeroize();
+        last.zeroize();
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.len]
+        &mut self.buffer[self.start..]
     }
 }
 
 impl Drop for PrivateBytes {
     fn drop(&mut self) {
-        self.wipe();
+        if self.secret {
+            self.wipe();
+        }
     }
 }
 
 impl std::fmt::Debug for PrivateBytes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} private bytes", self.len)
+        write!(f, "{} private bytes", self.bytes().len())
     }
 }
 

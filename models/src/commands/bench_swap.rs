@@ -91,8 +91,11 @@ fn table(r: &SwapReport) -> Result<()> {
     ))?;
     output::line(format!("hot swap                {:>8.2} us (p99 {:.2})", r.hot_us.p50, r.hot_us.p99))?;
     output::line(format!(
-        "first use               {:>8.2} ms (p99 {:.2}), {:.2} ms for each MB",
-        r.first_use_ms.p50, r.first_use_ms.p99, r.first_use_ms_per_mb
+        "first use               {:>8.2} ms (p99 {:.2}), {:.2} ms for each MB{}",
+        r.first_use_ms.p50,
+        r.first_use_ms.p99,
+        r.first_use_ms_per_mb,
+        r.replacing_ms_per_mb.map_or(String::new(), |ms| format!(", {ms:.2} in the place of older tasks"))
     ))?;
     output::line("first token after a swap:")?;
     for p in &r.policies {

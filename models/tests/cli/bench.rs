@@ -20,6 +20,7 @@ fn bench_of_many_tasks_counts_them_and_keeps_its_fields() {
         assert!(share < 0.05, "{held}: {share}");
     }
     assert!(report["hot_us"]["p50"].as_f64() <= report["hot_us"]["p99"].as_f64());
+    assert!(report["first_use_ms_per_mb"].as_f64() > Some(0.0) && report["replacing_ms_per_mb"].is_null());
     let names: Vec<&str> =
         report["policies"].as_array().unwrap().iter().map(|p| p["policy"].as_str().unwrap()).collect();
     assert_eq!(names, ["recompute", "restore", "keep"]);
