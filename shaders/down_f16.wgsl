@@ -1,5 +1,5 @@
-// The down half of the low-rank tail in float16 pairs: LoRA's A rows and recovery's D rows of all linears of a step.
-@group(1) @binding(0) var<storage, read> down: array<vec4<u32>>; // (r, K/8)
+// The down half of the low-rank tail in float16 pairs: LoRA's A rows and recovery's D rows of all linears, step by step.
+@group(1) @binding(0) var<storage, read> down: array<vec4<u32>>; // (blocks, 4)
 
 fn halves(lo: u32, hi: u32) -> vec4<f32> {
     return vec4<f32>(unpack2x16float(lo), unpack2x16float(hi));

@@ -1,5 +1,5 @@
-// The down half of the low-rank tail in float32: LoRA's A rows and recovery's D rows of all linears of a step.
-@group(1) @binding(0) var<storage, read> down: array<vec4<f32>>; // (r, K/4)
+// The down half of the low-rank tail in float32: LoRA's A rows and recovery's D rows of all linears, step by step.
+@group(1) @binding(0) var<storage, read> down: array<vec4<f32>>; // (blocks, 8)
 
 fn down_block(block: u32) -> Block {
     let i = block * 8u;

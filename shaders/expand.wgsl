@@ -10,9 +10,9 @@ struct Params {
     y_stride: u32,     // R of the whole matrix
     y_column: u32,     // where this part's rows start
     y_chunks: u32,     // the most chunks of any adapter of the batch
+    up_first: u32,     // this linear's first chunk among those of its adapter
     pad0: u32,
     pad1: u32,
-    pad2: u32,
 }
 
 @group(2) @binding(0) var<uniform> params: Params;

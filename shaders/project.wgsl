@@ -14,8 +14,8 @@ struct Params {
     tail_chunks: u32,  // r / 8 of this linear
     inner_stride: u32, // r / 8 of all linears of the step
     inner_offset: u32, // this linear's first chunk among them
+    up_first: u32,     // this linear's first chunk among those of its adapter
     pad0: u32,
-    pad1: u32,
 }
 
 const STORE: u32 = 0u;

@@ -6,10 +6,14 @@ struct Params {
     blocks: u32, // K / 32
     x_row: u32,  // the first input row
     inner_row: u32, // the first output row: an adapter's groups of rows, each with its scales, lie one behind the other
+    down_first: u32,   // the first block of the step among all of its adapter
+    factor_first: u32, // likewise its first rank
+    pad0: u32,
+    pad1: u32,
     scales: array<vec4<f32>, 3>, // one for each adapter
 }
 
-@group(1) @binding(1) var<storage, read> factors: array<vec2<f32>>; // (r): scaling; twice the adapter, plus 1 where a GELU stands
+@group(1) @binding(1) var<storage, read> factors: array<vec2<f32>>; // (ranks of all steps): scaling; twice the adapter, plus 1 where a GELU stands
 @group(1) @binding(2) var<storage, read_write> inner: array<f32>; // (T, r)
 @group(2) @binding(0) var<uniform> params: Params;
 @group(2) @binding(1) var<storage, read> x: array<vec4<f32>>; // (T, K/4)
@@ -38,7 +42,7 @@ fn main(lane: Lane) {
     let first = lane.group.x * 4u;
     let token = lane.group.y;
     let x0 = (params.x_row + token) * params.blocks;
-    let row = first * params.blocks;
+    let row = params.down_first + first * params.blocks;
     var sum = vec4<f32>(0.0);
     for (var c = lane.index; c < params.blocks; c += WORKGROUP) {
         let v = input_block(x0 + c);
@@ -51,7 +55,7 @@ fn main(lane: Lane) {
     }
     let total = workgroup_sum(sum, lane);
     if lane.index < 4u {
-        let factor = factors[first + lane.index];
+        let factor = factors[params.factor_first + first + lane.index];
         let kind = u32(factor.y);
         let scale = params.scales[kind / 8u][(kind / 2u) % 4u];
         var value = total[lane.index];

@@ -115,7 +115,13 @@ fn check(folder: &Path, options: &EngineOptions, sessions: usize, case: &str) {
     }
     if sessions > 1 {
         // Together: one with the adapter, the others without.
-        let options = GenerationOptions { max_tokens: Some(3), temperature: Some(1.0), ..Default::default() };
+        let options = GenerationOptions {
+            max_tokens: Some(3),
+            temperature: Some(1.0),
+            seed: Some(1),
+            ignore_end_of_turn: true,
+            ..GenerationOptions::default()
+        };
         session.reset();
         let mut members: Vec<(Generation, &mut Session)> = Vec::new();
         for session in others.iter_mut().chain([&mut session]) {

@@ -232,6 +232,7 @@ impl GpuDevice {
             activations: self.info.activations,
             half: self.caps.f16,
             max_tokens: self.info.max_tokens,
+            max_binding: self.caps.max_binding.min(self.context.limits.max_buffer_size),
             avoided: self.facts.avoided().to_vec(),
         }
     }

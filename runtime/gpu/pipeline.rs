@@ -9,7 +9,7 @@ use crate::kernels::{Binding, Kernel};
 /// Bytes between two dispatches' parameters: WebGPU's default offset alignment.
 pub(super) const PARAMS_STRIDE: u64 = 256;
 /// Bytes of one dispatch's parameters at most.
-const PARAMS_SIZE: u64 = 64;
+const PARAMS_SIZE: u64 = 80;
 
 /// Layouts and pipelines of one device.
 #[derive(Default)]

@@ -232,10 +232,13 @@ impl GpuDevice {
                 blocks: blocks as u32,
                 x_row: (x_row + group.rows.start) as u32,
                 inner_row: group.rows.start as u32,
+                down_first: tail.down_first as u32,
+                factor_first: tail.factor_first as u32,
+                pad: [0; 2],
                 scales: std::array::from_fn(|adapter| scale_of(group.scales, adapter)),
             };
             let grid = shrink::Shrink::grid(tail.ranks, group.rows.len());
-            let adapter = [None, Some(tail.shrink.clone())];
+            let adapter = [None, Some(tail.group.clone())];
             self.dispatch(recording, Kernel::Shrink(kernel), adapter, &[Place::Params, x], &params, grid)?;
         }
         for (i, id) in p.linears.iter().enumerate() {
@@ -296,7 +299,10 @@ impl GpuDevice {
                 params.y_column = rows.start as u32;
                 let base = self.linears[id.0].get(part).cloned();
                 let adapter = match (fused, &expanded) {
-                    (Some((linear, ..)), _) => linear.parts.get(part).cloned(),
+                    (Some((linear, ..)), _) => linear.parts.get(part).map(|up| {
+                        params.up_first = up.first as u32;
+                        up.group.clone()
+                    }),
                     (None, Some(e)) => {
                         params.inner_offset = rows.start as u32;
                         Some(e.group.clone())
@@ -347,10 +353,12 @@ impl GpuDevice {
             }
             let adapters = &own.map_or(any, |(linear, ..)| linear).parts;
             for (rows, adapter) in rows.iter().zip(adapters) {
+                params.up_first = adapter.first as u32;
                 params.rows = rows.len() as u32;
                 params.y_column = rows.start as u32;
                 let grid = kernel.grid(rows.len(), group.rows.len(), chunks);
-                let (others, places) = ([None, Some(adapter.clone())], [Place::Params, Place::Expanded]);
+                let (others, places) =
+                    ([None, Some(adapter.group.clone())], [Place::Params, Place::Expanded]);
                 self.dispatch(recording, Kernel::Expand(kernel), others, &places, &params, grid)?;
             }
         }

@@ -23,7 +23,8 @@ pub(crate) struct Params {
     pub(crate) y_stride: u32,
     pub(crate) y_column: u32,
     pub(crate) y_chunks: u32,
-    pub(crate) pad: [u32; 3],
+    pub(crate) up_first: u32,
+    pub(crate) pad: [u32; 2],
 }
 
 pub(crate) const GROUPS: Groups = [None, Some(project::ADAPTER), Some(&[Binding::Params, Binding::Write])];

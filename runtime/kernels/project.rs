@@ -203,7 +203,8 @@ pub(crate) struct Params {
     pub(crate) tail_chunks: u32,
     pub(crate) inner_stride: u32,
     pub(crate) inner_offset: u32,
-    pub(crate) pad: [u32; 2],
+    pub(crate) up_first: u32,
+    pub(crate) pad: u32,
 }
 
 /// The most tokens of a pass that count as decoding: what one read of the weights serves.

@@ -20,6 +20,9 @@ pub(crate) struct Params {
     pub(crate) blocks: u32,
     pub(crate) x_row: u32,
     pub(crate) inner_row: u32,
+    pub(crate) down_first: u32,
+    pub(crate) factor_first: u32,
+    pub(crate) pad: [u32; 2],
     /// One for each adapter.
     pub(crate) scales: [f32; MOST_ADAPTERS],
 }

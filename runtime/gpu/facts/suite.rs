@@ -103,6 +103,7 @@ fn projection(
         Some(Tail::Fused(kind)) => {
             let tail = LowRank::new(kind, (rows, tokens, 2), noise);
             (params.tail_chunks, params.inner_stride, params.inner_offset) = (2, tail.stride, tail.offset);
+            params.up_first = tail.first;
             let added = tail.products.chunks(2).map(|row| row.iter().sum()).collect();
             (tail.bytes, added)
         }
@@ -129,6 +130,8 @@ fn projection(
 struct LowRank {
     bytes: Vec<Vec<u8>>,
     products: Vec<f64>,
+    /// The first chunk of this linear among the up half's.
+    first: u32,
     /// Chunks of a token's inner values, and the first of this linear.
     stride: u32,
     offset: u32,
@@ -137,12 +140,13 @@ struct LowRank {
 impl LowRank {
     fn new(kind: TailKind, (rows, tokens, chunks): (usize, usize, usize), noise: &mut Noise) -> Self {
         let (stride, offset) = (4, 1);
-        // A buffer has at least four words.
-        let up = noise.values((rows * chunks * CHUNK).max(8), 0.25);
+        // Another linear's come before.
+        let first = 3;
+        let up = noise.values((first + rows * chunks) * CHUNK, 0.25);
         let inner = noise.values(tokens * stride * CHUNK, 1.0);
-        let products = twin::expand(&up, &inner, (rows, tokens, chunks), (stride, offset));
+        let products = twin::expand(&up[first * CHUNK..], &inner, (rows, tokens, chunks), (stride, offset));
         let bytes = vec![tail_bytes(kind, &up), f32_bytes(&inner)];
-        Self { bytes, products, stride: stride as u32, offset: offset as u32 }
+        Self { bytes, products, first: first as u32, stride: stride as u32, offset: offset as u32 }
     }
 }
 
@@ -161,6 +165,7 @@ fn expanding(k: Expand, chunks: usize, noise: &mut Noise) -> Case {
         y_stride: stride as u32,
         y_column: 3,
         y_chunks: most as u32,
+        up_first: tail.first,
         ..Default::default()
     };
     let before = noise.values((tokens + 2) * stride * most, 1.0);
@@ -178,24 +183,41 @@ fn expanding(k: Expand, chunks: usize, noise: &mut Noise) -> Case {
 fn shrinking(k: shrink::Shrink, noise: &mut Noise) -> Case {
     let (rows, blocks, tokens) = (16, 67, 2);
     let width = blocks * BLOCK;
-    let down = noise.values(rows * width, 1.0 / 8.0);
+    // Another step's come before.
+    let (down_first, factor_first) = (5, 8);
+    let down = noise.values(down_first * BLOCK + rows * width, 1.0 / 8.0);
     // Two adapters, of which the second is scaled and has a GELU, and a third that is scaled to nothing.
     let kind = |i: usize| shrink::kind(i / 6, i / 6 == 1);
-    let factors: Vec<f32> = (0..rows).flat_map(|i| [0.5 + i as f32 / 8.0, kind(i)]).collect();
+    let mut factors = vec![9.0; 2 * factor_first];
+    factors.extend((0..rows).flat_map(|i| [0.5 + i as f32 / 8.0, kind(i)]));
     let mut scales = [1.0; MOST_ADAPTERS];
     (scales[1], scales[2]) = (0.25, 0.0);
     let x = noise.values((tokens + 1) * width, 0.5);
     // The first row is another group's.
     let before = noise.values((tokens + 1) * rows, 1.0);
     let mut values = wide(&before[..rows]);
-    values.extend(twin::shrink(&down, (&factors, &scales), &x[width..], width));
+    values.extend(twin::shrink(
+        &down[down_first * BLOCK..],
+        (&factors[2 * factor_first..], &scales),
+        &x[width..],
+        width,
+    ));
     let inner = f32_bytes(&before);
     let groups = [
         Vec::new(),
         vec![tail_bytes(k.tail, &down), f32_bytes(&factors), inner],
         vec![Vec::new(), f32_bytes(&x)],
     ];
-    let params = shrink::Params { rows: rows as u32, blocks: blocks as u32, x_row: 1, inner_row: 1, scales };
+    let params = shrink::Params {
+        rows: rows as u32,
+        blocks: blocks as u32,
+        x_row: 1,
+        inner_row: 1,
+        down_first: down_first as u32,
+        factor_first: factor_first as u32,
+        pad: [0; 2],
+        scales,
+    };
     let expected = Expected { at: (1, 2), form: Form::F32, values, tolerance: FLOAT };
     case(groups, &params, shrink::Shrink::grid(rows, tokens), vec![expected])
 }
