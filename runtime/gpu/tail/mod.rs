@@ -95,32 +95,22 @@ impl GpuTail {
         let mut ups = Writer::new(context, "an adapter's up rows", &layout.up)?;
         let mut factors: Vec<[f32; 2]> = Vec::with_capacity(layout.ranks);
         for linear in layout.steps.iter().flatten().flat_map(|step| step.linears.iter().flatten()) {
-            let (list, cols) = (branches(tails, linear.id), recipe.linear_shape(linear.id).1);
+            let list = branches(tails, linear.id);
+            let cols = recipe.linear_shape(linear.id).1;
             write_down(kind, &list, cols, &mut downs, &mut factors)?;
-            // Bytes of a row, and all rows.
-            let halves: Vec<(usize, Cow<'_, [u8]>)> = list
-                .iter()
-                .map(|(_, b)| Ok((b.rank() * size, stored(kind, &b.up)?)))
-                .collect::<Result<_>>()?;
-            let padding = linear.chunks * CHUNK * size - halves.iter().map(|(len, _)| len).sum::<usize>();
-            for row in
-                matrices[recipe.linears[linear.id.0].matrix.0].parts.iter().flat_map(|part| part.rows.clone())
-            {
-                for (len, bytes) in &halves {
-                    ups.write(&bytes[row * len..(row + 1) * len])?;
-                }
-                ups.zeros(padding)?;
-            }
+            let matrix = &matrices[recipe.linears[linear.id.0].matrix.0];
+            write_up(kind, &list, linear.chunks * CHUNK, matrix, &mut ups)?;
         }
         let (downs, ups) = (downs.finish()?, ups.finish()?);
         let factors = context.upload("an adapter's scalings", bytemuck::cast_slice(&factors))?;
         let inner = (options.max_tokens * layout.widest * 4) as u64;
         let inner = context.storage("an adapter's inner values", inner)?;
-        let bound = |buffer: &wgpu::Buffer| pipelines.bind(context, project::ADAPTER, &[buffer, &inner]);
-        let up_groups: Vec<_> = ups.iter().map(bound).collect::<Result<_>>()?;
-        let bound =
-            |buffer: &wgpu::Buffer| pipelines.bind(context, shrink::ADAPTER, &[buffer, &factors, &inner]);
-        let down_groups: Vec<_> = downs.iter().map(bound).collect::<Result<_>>()?;
+        let mut groups = |buffers: &[wgpu::Buffer], bindings, others: &[&wgpu::Buffer]| -> Result<Vec<_>> {
+            let bound = |buffer| pipelines.bind(context, bindings, &[&[buffer], others].concat());
+            buffers.iter().map(bound).collect()
+        };
+        let up_groups = groups(&ups, project::ADAPTER, &[&inner])?;
+        let down_groups = groups(&downs, shrink::ADAPTER, &[&factors, &inner])?;
         let up = |spot: &Spot| Up {
             group: up_groups[spot.slab].clone(),
             first: spot.start as usize / (CHUNK * size),
@@ -260,6 +250,28 @@ fn write_down(
     let ranks = factors.len();
     factors.resize(first + (ranks - first).next_multiple_of(CHUNK), [0.0; 2]);
     down.zeros((factors.len() - ranks) * width)
+}
+
+/// Writes a linear's up rows, cut like its matrix, ranks padded.
+fn write_up(
+    kind: TailKind,
+    list: &Branches<'_>,
+    ranks: usize,
+    matrix: &GpuMatrix,
+    up: &mut Writer<'_>,
+) -> Result<()> {
+    let size = element(kind);
+    // Bytes of a row, and all rows.
+    let halves: Vec<(usize, Cow<'_, [u8]>)> =
+        list.iter().map(|(_, b)| Ok((b.rank() * size, stored(kind, &b.up)?))).collect::<Result<_>>()?;
+    let padding = ranks * size - halves.iter().map(|(len, _)| len).sum::<usize>();
+    for row in matrix.parts.iter().flat_map(|part| part.rows.clone()) {
+        for (len, bytes) in &halves {
+            up.write(&bytes[row * len..(row + 1) * len])?;
+        }
+        up.zeros(padding)?;
+    }
+    Ok(())
 }
 
 /// f16 where it holds the branches: exactly, or, with int8 activations, as well as their files did.
