@@ -17,7 +17,8 @@ export XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/tmp}
 tool=${1:-valgrind}
 host=$(rustc -vV | sed -n 's/^host: //p')
 # The GPU's driver is not ours to judge; what it does to memory is left out.
-run=(weights adapters_load hostile_adapters library cpu_device trim together router soak)
+run=(weights adapters_load library cpu_device router soak)
+more=(hostile_adapters trim together)
 skip=(--skip gpu)
 
 fail() { echo "sanitize.sh: $*" >&2; exit 1; }
@@ -52,6 +53,7 @@ address)
     export RUSTC_WORKSPACE_WRAPPER=$wrapper CALORA_SOAK_OPERATIONS=${CALORA_SOAK_OPERATIONS:-1000}
     # Tests ask for more memory than there is.
     export ASAN_OPTIONS=allocator_may_return_null=1
+    run+=("${more[@]}")
     cargo test --workspace --features calora-models/train --locked "${run[@]/#/--test=}" -- "${skip[@]}"
     ;;
 thread)
@@ -74,6 +76,7 @@ thread)
         cp "$runtime" "$tools/usr/lib/rustlib/$host/lib/"
         export RUSTC=$PWD/$tools/usr/bin/rustc LD_LIBRARY_PATH=$PWD/$tools/usr/lib/x86_64-linux-gnu
     fi
+    run+=("${more[@]}")
     "$cargo" test -Zbuild-std --target "$host" -p calora --locked "${run[@]/#/--test=}" -- "${skip[@]}"
     ;;
 *) fail "valgrind, address or thread" ;;

@@ -70,23 +70,19 @@ impl Batch<'_> {
     /// adapter. Prompts are bound by arithmetic, so that reading the weights for each costs little, and what
     /// [`Place::Expanded`] holds stays small.
     fn runs(&self, parts: &[Part]) -> Vec<(Phase, Range<usize>)> {
-        let joins = |a: &Part, b: &Part| {
-            a.rows.end == b.rows.start
-                && a.phase == b.phase
-                && (a.phase == Phase::Decode || self.same_adapter(a.pass, b.pass))
-        };
-        let mut runs = Vec::new();
-        for parts in parts.chunk_by(joins) {
-            let mut rows = 0..0;
-            for part in parts {
-                if rows.is_empty() || part.phase == Phase::Decode && part.rows.end - rows.start > DECODE_ROWS
-                {
-                    runs.extend((!rows.is_empty()).then_some((part.phase, rows)));
-                    rows = part.rows.clone();
-                }
-                rows.end = part.rows.end;
+        let mut runs: Vec<(Phase, Range<usize>)> = Vec::new();
+        let mut last: Option<&Part> = None;
+        for part in parts {
+            let adjoins = |last: &Part| last.phase == part.phase && last.rows.end == part.rows.start;
+            let joins = |last: &Part, rows: &Range<usize>| match part.phase {
+                Phase::Decode => part.rows.end - rows.start <= DECODE_ROWS,
+                Phase::Prefill => self.same_adapter(last.pass, part.pass),
+            };
+            match (last.filter(|last| adjoins(last)), runs.last_mut()) {
+                (Some(last), Some((_, rows))) if joins(last, rows) => rows.end = part.rows.end,
+                _ => runs.push((part.phase, part.rows.clone())),
             }
-            runs.extend(parts.first().map(|part| (part.phase, rows)));
+            last = Some(part);
         }
         runs
     }
