@@ -78,11 +78,11 @@ impl Mapped {
     pub(super) fn copy(&self, range: Range<usize>) -> Result<PrivateBytes> {
         let mut copy = PrivateBytes::plain(&self.path, range.len())?;
         if !self.is_read_again(range.clone(), &mut copy) {
-            copy.collect(|put| {
-                self.visit(range, |chunk| {
-                    put(chunk);
-                    true
-                })
+            // A file that changed while it was read left something.
+            copy.clear();
+            self.visit(range, |chunk| {
+                copy.append(chunk);
+                true
             })?;
         }
         Ok(copy)

@@ -4,8 +4,6 @@
 //! Invariant: the buffer never grows, so that no copy of it is left where an allocator moved it from; all but copies of plain
 //! files are overwritten when their last holder goes.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use zeroize::Zeroize;
@@ -56,22 +54,29 @@ impl PrivateBytes {
         Self::with_room(path, len, false)
     }
 
-    /// Becomes the `len` bytes of a file from `at` on; whether the file has so many. Memory is not set to zero before.
-    pub(super) fn read(&mut self, mut file: &File, at: u64, len: usize) -> bool {
-        self.buffer.truncate(self.start);
-        let room = self.buffer.capacity() - self.start;
-        len <= room
+    /// Appends the `len` bytes of a file from `at` on, or nothing; whether it has so many. Memory is not set to zero before.
+    #[cfg(unix)]
+    pub(super) fn read(&mut self, mut file: &std::fs::File, at: u64, len: usize) -> bool {
+        use std::io::{Read, Seek, SeekFrom};
+        let before = self.buffer.len();
+        let whole = len <= self.buffer.capacity() - before
             && file.seek(SeekFrom::Start(at)).is_ok()
-            && file.take(len as u64).read_to_end(&mut self.buffer).is_ok_and(|read| read == len)
+            && file.take(len as u64).read_to_end(&mut self.buffer).is_ok_and(|read| read == len);
+        if !whole {
+            self.buffer.truncate(before);
+        }
+        whole
     }
 
-    /// Becomes what `fill` appends, of which only as much is taken as there was room for.
-    pub(super) fn collect(&mut self, fill: impl FnOnce(&mut dyn FnMut(&[u8])) -> Result<()>) -> Result<()> {
+    /// Appends as much as there is room for.
+    pub(super) fn append(&mut self, bytes: &[u8]) {
+        let room = self.buffer.capacity() - self.buffer.len();
+        self.buffer.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+
+    /// Empty again.
+    pub(super) fn clear(&mut self) {
         self.buffer.truncate(self.start);
-        fill(&mut |bytes| {
-            let room = self.buffer.capacity() - self.buffer.len();
-            self.buffer.extend_from_slice(&bytes[..bytes.len().min(room)]);
-        })
     }
 
     /// The bytes.
