@@ -90,15 +90,19 @@ fn a_task_file_is_the_old_one_or_the_new_one() {
         fs::read(&out).unwrap()
     });
     assert_ne!(versions[0], versions[1]);
-    // Until some kills have met a write, which is short; whether one did or not, what is there is whole.
+    // At once, and when all of it is written but perhaps not renamed, until some kills have met a write, which is short;
+    // whether one did or not, what is there is whole.
     let mut killed = 0;
     for round in 0..100 {
-        killed += usize::from(kill(pack(["intent", "spam"][round % 2]), scratch.path(), |_| true));
-        assert!(versions.contains(&fs::read(&out).unwrap()), "round {round}");
+        let (version, least) = (round % 2, [0, versions[round % 2].len() as u64][round / 2 % 2]);
+        let so_far = |path: &Path| fs::metadata(path).is_ok_and(|info| info.len() >= least);
+        killed += usize::from(kill(pack(["intent", "spam"][version]), scratch.path(), so_far));
+        let there = fs::read(&out).unwrap();
+        assert!(versions.contains(&there), "round {round}: {} bytes", there.len());
         for left in partial(scratch.path()) {
             fs::remove_file(left).unwrap();
         }
-        if killed == 3 {
+        if killed == 8 {
             break;
         }
     }

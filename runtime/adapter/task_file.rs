@@ -25,6 +25,7 @@
 //! | `calora.signer`, `calora.signature` | ed25519 ([`super::protect`]), optional, looked at only when asked |
 //!
 //! The file may be encrypted as a whole; it is then opened from memory.
+//! Equal tasks are written as equal files, byte for byte: metadata are sorted by key.
 //!
 //! **Reserved** for later versions. `calora.base_recovery` and `calora.prefix` change what the adapter computes, so that a reader
 //! that does not know them refuses the file. Other keys are ignored; a tensor of another name is refused.
@@ -344,7 +345,20 @@ pub fn task_file_bytes(
         let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| Error::tensor(path, name, e))?;
         views.push((name.as_str(), view));
     }
-    safetensors::serialize(views, Some(metadata)).map_err(|e| Error::malformed(path, e))
+    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| Error::malformed(path, e))?;
+    in_order(bytes).ok_or_else(|| Error::malformed(path, "its header is not what was written"))
+}
+
+/// The same file with the metadata sorted by name: the crate writes them in the random order of a map, and equal tasks are
+/// to be equal files, for whoever compares, caches or signs them. JSON in another order has the same length.
+fn in_order(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
+    let (len, rest) = bytes.split_first_chunk_mut::<8>()?;
+    let header = rest.get_mut(..usize::try_from(u64::from_le_bytes(*len)).ok()?)?;
+    let mut entries: Map<String, Value> = serde_json::from_slice(header).ok()?;
+    entries.get_mut("__metadata__")?.as_object_mut()?.sort_keys();
+    let sorted = serde_json::to_vec(&entries).ok()?;
+    header.get_mut(..sorted.len())?.copy_from_slice(&sorted);
+    Some(bytes)
 }
 
 /// Refuses to write over a file that is no task file.
