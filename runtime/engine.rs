@@ -41,7 +41,7 @@ use crate::session::{
 };
 use crate::text::{Tokenizer, TokenizerConfig};
 pub use crate::weights::WeightAccess;
-use crate::weights::{BaseIds, ModelFolder, PrivateBytes};
+use crate::weights::{BaseIds, ModelFolder, PrivateBytes, room};
 
 /// Positions of a session's cache unless asked otherwise: a model made for 131,072 would fill a phone with one cache.
 pub const DEFAULT_CONTEXT: usize = 4096;
@@ -275,6 +275,12 @@ impl Engine {
     /// What is on the device, who holds it, and how full the budget is.
     pub fn residency(&self) -> ResidencyReport {
         self.residency.report()
+    }
+
+    /// Bytes of memory that lie ready for the next adapter: on a CPU, a response after which one more like the last would fit
+    /// the budget fetches them, so that its first use need not. Any engine of the process may use them.
+    pub fn ready_bytes(&self) -> u64 {
+        room::bytes()
     }
 
     /// Lets go of an adapter that is resident but not in use, before the budget would.

@@ -187,6 +187,7 @@ impl BoundTail {
                 let mut branches = vec![Vec::new(); *linears];
                 for (entry, place) in table.entries.iter().zip(places) {
                     if let Some(list) = branches.get_mut(*place as usize) {
+                        list.reserve_exact(1);
                         list.extend(table.branch(entry));
                     }
                 }

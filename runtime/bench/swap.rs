@@ -68,12 +68,15 @@ pub struct SwapReport {
     pub held_bytes: u64,
     /// Microseconds: to another resident task.
     pub hot_us: Quantiles,
-    /// Milliseconds: to a task that is mapped, in the page cache and not resident.
+    /// Milliseconds: to a task that is mapped, in the page cache and not resident, as an app has it: a response was
+    /// computed since the last one.
     pub first_use_ms: Quantiles,
     /// Milliseconds for each MB (10^6 bytes) of such a task's branches; the median.
     pub first_use_ms_per_mb: f64,
-    /// The same of those that took the place of tasks that had to go: in memory that the process had already. Null where
-    /// none had to.
+    /// The same of those that followed another first use at once, in memory that is new to the process.
+    pub in_a_row_ms_per_mb: Option<f64>,
+    /// The same of those that followed another one at once and took the place of tasks that had to go. Null where none had
+    /// to.
     pub replacing_ms_per_mb: Option<f64>,
     /// Tokens of the conversation before the swap.
     pub prompt_tokens: usize,
@@ -131,22 +134,31 @@ pub fn measure_swaps(engine: &Engine, bench: &SwapBench, tick: &mut dyn FnMut())
 
     let mut session =
         engine.session(SessionOptions { context_size: Some(1), ..SessionOptions::default() })?;
-    let mut swap = |adapter: &BoundAdapter| {
+    let swap = |session: &mut Session, adapter: &BoundAdapter| {
         let list = [(adapter.clone(), 1.0)];
         Ok(timed(|| session.switch_to(&list))?.1)
     };
-    let hot_ms = (0..HOT).map(|i| swap(&hot[i % hot.len()])).collect::<Result<Vec<f64>>>()?;
-    let (mut cold_ms, mut per_mb, mut replacing) = (Vec::new(), Vec::new(), Vec::new());
-    for adapter in cold {
-        let held = engine.memory().tails;
-        let ms = swap(adapter)?;
-        let of_one = ms / (adapter.byte_len() as f64 / 1e6);
-        cold_ms.push(ms);
-        per_mb.push(of_one);
-        if engine.memory().tails <= held {
-            replacing.push(of_one);
+    let hot_ms = (0..HOT).map(|i| swap(&mut session, &hot[i % hot.len()])).collect::<Result<Vec<f64>>>()?;
+    let (mut first_ms, mut per_mb, mut in_a_row, mut replacing) =
+        <(Vec<_>, Vec<_>, Vec<_>, Vec<_>)>::default();
+    for (i, adapter) in cold.iter().enumerate() {
+        let (responds, held) = (i % 2 == 0, engine.memory().tails);
+        if responds {
+            first_token(&mut session, &[0])?;
         }
+        let ms = swap(&mut session, adapter)?;
+        let of_one = ms / (adapter.byte_len() as f64 / 1e6);
+        if responds {
+            first_ms.push(ms);
+        }
+        let list = match (responds, engine.memory().tails > held) {
+            (true, _) => &mut per_mb,
+            (false, true) => &mut in_a_row,
+            (false, false) => &mut replacing,
+        };
+        list.push(of_one);
     }
+    let median = |list: Vec<f64>| (!list.is_empty()).then(|| super::median(list));
 
     let mut policies = Vec::new();
     for (policy, name) in [
@@ -177,9 +189,10 @@ pub fn measure_swaps(engine: &Engine, bench: &SwapBench, tick: &mut dyn FnMut())
         planned_bytes: fixed + planned_resident_bytes,
         held_bytes: memory.weights + memory.scratch + resident_bytes,
         hot_us: Quantiles::of(&hot_ms.iter().map(|ms| ms * 1e3).collect::<Vec<_>>()),
-        first_use_ms: Quantiles::of(&cold_ms),
+        first_use_ms: Quantiles::of(&first_ms),
         first_use_ms_per_mb: super::median(per_mb),
-        replacing_ms_per_mb: (!replacing.is_empty()).then(|| super::median(replacing)),
+        in_a_row_ms_per_mb: median(in_a_row),
+        replacing_ms_per_mb: median(replacing),
         prompt_tokens: bench.prompt_tokens,
         policies,
     })

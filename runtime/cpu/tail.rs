@@ -50,7 +50,9 @@ impl ResidentTail {
         let linears = tails.iter().map(|tail| tail.branches.len()).max().unwrap_or(0);
         let mut this = Self { adapters: tails.len(), linears: Vec::with_capacity(linears), bytes: 0 };
         for linear in 0..linears {
-            let mut list = Vec::new();
+            let of = |tail: &&Tail| tail.branches.get(linear).map_or(0, Vec::len);
+            // As many as there are: most linears have one, and a list that grows by itself begins with four.
+            let mut list = Vec::with_capacity(tails.iter().map(of).sum());
             for (adapter, tail) in tails.iter().enumerate() {
                 for branch in tail.branches.get(linear).into_iter().flatten().filter(|b| b.rank() > 0) {
                     let branch = ResidentBranch::new(adapter, branch, activations)?;

@@ -56,6 +56,7 @@ pub struct EngineOptions {
     /// Tokens of one prefill pass; by default [`super::DEFAULT_PREFILL_CHUNK`].
     pub prefill_chunk: Option<usize>,
     /// Bytes of adapters that stay resident after their last use, the least recently used going first; by default 64 MiB.
+    /// On a CPU, memory for one more is fetched ahead of its use, within the budget ([`Engine::ready_bytes`]).
     pub adapter_budget: Option<u64>,
     /// Bytes of ordinary memory for beginnings of conversations that were computed before: instructions, and what
     /// [`CachePolicy::Restore`](crate::session::CachePolicy::Restore) puts aside. By default 32 MiB; 0 for none.

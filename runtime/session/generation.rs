@@ -356,6 +356,7 @@ impl Generation {
         }
         self.phase = Phase::Over;
         session.cache.set_responding(false);
+        session.residency.prepare_next();
         Ok(Progress::Chunk(ResponseChunk { text, finish_reason: Some(reason), usage: Some(usage) }))
     }
 

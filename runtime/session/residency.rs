@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use super::resident::{AdapterList, BoundAdapter, Resident, ResidentAdapter};
 use super::shared::Shared;
 use crate::error::Result;
+use crate::weights::room;
 
 /// Bytes of adapters that stay resident after their last use, unless told otherwise.
 pub(crate) const DEFAULT_BUDGET: u64 = 64 << 20;
@@ -49,6 +50,8 @@ struct State {
     known: HashMap<Vec<u64>, Weak<Resident>>,
     /// Held within the budget, the least recently used first.
     recent: VecDeque<Arc<Resident>>,
+    /// Bytes of the last list that was loaded, unless memory was given back since.
+    loaded: Option<u64>,
 }
 
 impl Residency {
@@ -80,14 +83,35 @@ impl Residency {
                 let adapters = adapters.iter().map(|(adapter, _)| adapter.clone()).collect();
                 let resident = Arc::new(Resident::load(&self.shared, adapters)?);
                 state.known.insert(ids, Arc::downgrade(&resident));
+                state.loaded = Some(resident.bytes());
                 resident
             }
         };
         let released = state.keep(&resident, self.budget);
+        if !released.is_empty() {
+            // The next one finds the memory of these.
+            state.loaded = None;
+            room::release();
+        }
         // What is released waits for the device's lock; nobody else should wait for it meanwhile.
         drop(state);
         drop(released);
         Ok(Some(ResidentAdapter { resident, list: Arc::new(list) }))
+    }
+
+    /// Makes memory ready for an adapter like the last one that was loaded, where it would need new memory and the budget
+    /// has room for it. For moments in which nobody waits; costs nothing where there is nothing to do.
+    pub(crate) fn prepare_next(&self) {
+        // Whoever holds the state is loading or evicting just now.
+        let Ok(mut state) = self.state.try_lock() else { return };
+        let Some(bytes) = state.loaded.take() else { return };
+        let fits = state.recent.iter().map(|recent| recent.bytes()).sum::<u64>() + bytes <= self.budget;
+        drop(state);
+        // Other devices hold copies of their own, and that of the file went back to the allocator.
+        if fits && self.shared.device_info().kind == "cpu" {
+            // What of the file is not used may lie between what is.
+            room::prepare(bytes + bytes / 32);
+        }
     }
 
     /// Lets go of everything that holds one adapter and is not in use.
@@ -96,13 +120,18 @@ impl Residency {
         let holds = |r: &Arc<Resident>| r.adapters().iter().any(|a| a.id() == adapter.id());
         let (gone, kept): (VecDeque<_>, VecDeque<_>) = state.recent.drain(..).partition(holds);
         state.recent = kept;
+        state.loaded = None;
         drop(state);
         drop(gone);
     }
 
     /// Lets go of everything that is not in use; how many lists of adapters left the device.
     pub(crate) fn evict_idle(&self) -> usize {
-        let recent = std::mem::take(&mut self.lock().recent);
+        let mut state = self.lock();
+        let recent = std::mem::take(&mut state.recent);
+        state.loaded = None;
+        drop(state);
+        room::release();
         recent.iter().filter(|resident| Arc::strong_count(resident) == 1).count()
     }
 

@@ -14,6 +14,7 @@ mod mapped;
 pub mod matrix;
 pub mod private;
 pub(crate) mod read;
+pub(crate) mod room;
 pub mod scheme;
 pub mod shards;
 pub(crate) mod stamp;

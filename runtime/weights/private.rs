@@ -8,6 +8,7 @@ use std::path::Path;
 
 use zeroize::Zeroize;
 
+use super::room;
 use crate::error::{Error, Result};
 
 /// Bytes of the largest element.
@@ -25,8 +26,14 @@ pub struct PrivateBytes {
 impl PrivateBytes {
     /// Room for `len` bytes that are the content of `path`, or the error that there is no memory for them.
     fn with_room(path: &Path, len: usize, secret: bool) -> Result<Self> {
+        let wanted = len.saturating_add(ALIGN);
         let mut buffer = Vec::<u8>::new();
-        if let Err(e) = buffer.try_reserve_exact(len.saturating_add(ALIGN)) {
+        // What is secret lies in memory of its own, which is as large as it has to be.
+        let reserved = match secret {
+            true => buffer.try_reserve_exact(wanted),
+            false => room::take(wanted).map(|room| buffer = room),
+        };
+        if let Err(e) = reserved {
             let (what, reason) = (path.display().to_string(), e.to_string());
             return Err(Error::OutOfMemory { what, bytes: len as u64, reason });
         }

@@ -90,12 +90,14 @@ fn table(r: &SwapReport) -> Result<()> {
         100.0 * (r.held_bytes as f64 / r.planned_bytes as f64 - 1.0)
     ))?;
     output::line(format!("hot swap                {:>8.2} us (p99 {:.2})", r.hot_us.p50, r.hot_us.p99))?;
+    let other = |case: &str, ms: Option<f64>| ms.map_or(String::new(), |ms| format!("; {case} {ms:.2}"));
     output::line(format!(
-        "first use               {:>8.2} ms (p99 {:.2}), {:.2} ms for each MB{}",
+        "first use               {:>8.2} ms (p99 {:.2}), {:.2} ms for each MB{}{}",
         r.first_use_ms.p50,
         r.first_use_ms.p99,
         r.first_use_ms_per_mb,
-        r.replacing_ms_per_mb.map_or(String::new(), |ms| format!(", {ms:.2} in the place of older tasks"))
+        other("one after another, in new memory", r.in_a_row_ms_per_mb),
+        other("in the place of older tasks", r.replacing_ms_per_mb)
     ))?;
     output::line("first token after a swap:")?;
     for p in &r.policies {
