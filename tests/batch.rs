@@ -218,6 +218,22 @@ fn on_the_gpu_a_batch_is_its_passes_alone() {
     }
 }
 
+#[test]
+fn more_rows_than_one_walk_takes_are_several_walks() {
+    let model = random_model(&small_config(), STORES[2], 3);
+    // Past 32 rows; the adapters at both sides of that border differ.
+    let order: Vec<usize> = (0..37).map(|i| (i * 3 + i / 5) % 5).collect();
+    for activations in [Activations::F32, Activations::Int8] {
+        let mut gpu = open(&model, activations, VARIANTS[0].mask);
+        let bound = if gpu.info().detail.contains(" Cpu,") { Bound::Same } else { Bound::Close };
+        let mut cpu = cpu(&model, activations, None, 2);
+        for (device, bound) in [(&mut gpu as &mut dyn Device, bound), (&mut cpu, Bound::Same)] {
+            let case = format!("{} {activations:?}, 37 rows", device.info().kind);
+            check(device, &model.recipe, &order, bound, &case);
+        }
+    }
+}
+
 /// A batch that is refused, on whatever device: nothing before the passes' positions has changed.
 fn refused(device: &mut dyn Device, recipe: &Recipe) {
     let mut all = sequences(device, recipe, &[1, 0]);
