@@ -10,6 +10,7 @@ mod store;
 mod suite;
 mod twin;
 mod values;
+mod verdict;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -23,12 +24,10 @@ use crate::kernels::project::{ScaleKind, TailKind};
 use crate::kernels::{Caps, Kernel, Variant};
 use check::Outcome;
 use store::Store;
+use verdict::Verdict;
 
 /// How much of the designed kernel's time another may take to replace it: noise never does.
 const CLEARLY_FASTER: f64 = 0.9;
-
-/// Letters of what a driver says that are kept.
-const LONGEST_REASON: usize = 300;
 
 /// Whether times choose among kernels that pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,42 +51,6 @@ pub struct FactsOptions {
     pub folder: Option<PathBuf>,
     /// Whether times choose.
     pub timing: Timing,
-}
-
-/// What is known of one kernel.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Verdict {
-    /// Why it may not be used.
-    failure: Option<String>,
-    /// The largest error of its cases, as a fraction of the largest value.
-    error: f64,
-    /// Of one dispatch.
-    micros: Option<f64>,
-}
-
-impl Verdict {
-    /// One line of a validation's many.
-    fn failed(reason: &str) -> Self {
-        // Never empty: in the file that stands for a kernel that passed.
-        let words: Vec<&str> = std::iter::once("wrong:").chain(reason.split_whitespace()).collect();
-        let reason = words.join(" ").chars().take(LONGEST_REASON).collect();
-        Self { failure: Some(reason), ..Self::default() }
-    }
-
-    /// One line of the file.
-    fn line(&self, name: &str) -> String {
-        let micros = self.micros.map_or(String::new(), |m| m.to_string());
-        format!("{name}\t{}\t{micros}\t{}\n", self.error, self.failure.as_deref().unwrap_or_default())
-    }
-
-    fn parse(line: &str) -> Option<(String, Self)> {
-        let mut fields = line.split('\t');
-        let mut field = || fields.next();
-        let (name, error, micros, failure) = (field()?, field()?, field()?, field()?);
-        let micros = if micros.is_empty() { None } else { Some(micros.parse().ok()?) };
-        let failure = Some(failure.to_owned()).filter(|reason| !reason.is_empty());
-        Some((name.to_owned(), Self { failure, error: error.parse().ok()?, micros }))
-    }
 }
 
 /// The state of the examination of one device.

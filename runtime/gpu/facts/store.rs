@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::Verdict;
+use super::verdict::Verdict;
 use crate::kernels::SHADER_PARTS;
 use crate::weights::checked::Magic;
 use crate::weights::{read_checked, write_checked};
