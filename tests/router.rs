@@ -187,6 +187,54 @@ fn a_cancelled_router_says_so_and_goes_on_when_asked_again() {
     assert_eq!(name(&router, &ask(&router, &mut session, REQUESTS[0].0)), Some("intent"));
 }
 
+/// With a folder for what was computed, a later process measures nothing again.
+#[test]
+fn what_was_measured_outlives_the_process() {
+    let scratch = tempfile::tempdir().unwrap();
+    let start = |folder: Option<&Path>, with_adapter: bool, routes: Vec<Route>, options: RouterOptions| {
+        let prefix_folder = folder.map(Path::to_owned);
+        let load = EngineOptions { device: DeviceChoice::Cpu, prefix_folder, ..EngineOptions::default() };
+        let engine = Engine::load(shipped("base"), load).unwrap();
+        let mut session = if with_adapter { trained(&engine) } else { plain(&engine) };
+        let router = new(&mut session, routes, options).unwrap();
+        let passes = engine.counters().passes;
+        let routings = REQUESTS.map(|(request, _)| ask(&router, &mut session, request));
+        (passes, router.least_familiarity(), routings)
+    };
+    let routes = || {
+        let few = |route: Route| Route { examples: route.examples[..4].to_vec(), ..route };
+        routes().into_iter().map(few).collect::<Vec<_>>()
+    };
+    for options in [RouterOptions::default, RouterOptions::for_descriptions] {
+        let folder = scratch.path().join(if options().calibrate { "descriptions" } else { "labels" });
+        let again = || start(Some(&folder), true, routes(), options());
+        let alone = start(None, true, routes(), options());
+        let first = again();
+        assert!(alone.0 > 8 && first == alone, "{} passes, {}", first.0, alone.0);
+        assert_eq!(again(), (0, first.1, first.2.clone()), "the same, and no pass");
+        // Thresholds are no part of what is measured.
+        let bold = RouterOptions { familiarity: Some(-1.0), confidence: 0.0, ..options() };
+        assert_eq!(start(Some(&folder), true, routes(), bold).0, 0);
+        // Everything else is.
+        let mut fewer = routes();
+        fewer[1].examples.pop();
+        assert!(start(Some(&folder), true, fewer, options()).0 > 0);
+        let mut renamed = routes();
+        renamed[0].answer.push('s');
+        assert!(start(Some(&folder), true, renamed, options()).0 > 0);
+        assert!(start(Some(&folder), false, routes(), options()).0 > 0);
+        // A damaged file is measured again.
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let mut bytes = std::fs::read(&path).unwrap();
+            *bytes.last_mut().unwrap() ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+        }
+        assert_eq!(again(), first);
+        assert_eq!(again().0, 0);
+    }
+}
+
 #[test]
 fn routing_leaves_everybodys_conversation_alone() {
     let engine = engine();

@@ -64,7 +64,8 @@ pub struct EngineConfig {
     /// aside. By default 32 MiB; 0 for none.
     #[uniffi(default = None)]
     pub prefix_budget_bytes: Option<u64>,
-    /// A folder in which the beginnings that instructions make outlive the process, within the same budget. By default none.
+    /// A folder in which the beginnings that instructions make, and what routers measured of their examples, outlive the
+    /// process, within the same budget. By default none.
     #[uniffi(default = None)]
     pub prefix_folder: Option<String>,
     /// A folder in which facts of the GPU outlive the process, such as one in the app's caches: with it, each kernel is tried

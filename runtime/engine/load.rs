@@ -61,8 +61,9 @@ pub struct EngineOptions {
     /// Bytes of ordinary memory for beginnings of conversations that were computed before: instructions, and what
     /// [`CachePolicy::Restore`](crate::session::CachePolicy::Restore) puts aside. By default 32 MiB; 0 for none.
     pub prefix_budget: Option<u64>,
-    /// A folder in which the beginnings that instructions make outlive the process, within the same budget. Its files belong
-    /// to this model, device and driver; the folder may be emptied at any time. By default none.
+    /// A folder in which the beginnings that instructions make, and what routers measured of their examples, outlive the
+    /// process, within the same budget. Its files belong to this model, device and driver; the folder may be emptied at any
+    /// time. By default none.
     pub prefix_folder: Option<PathBuf>,
     /// A folder in which facts of the GPU outlive the process: with it, each kernel is tried before its first use, what
     /// computes wrongly on the user's driver is not used, equal ones are timed on hardware, and compiled pipelines are

@@ -7,6 +7,7 @@
 //! Invariant: routing changes nothing of its session but the cache; a request is computed once, whatever is asked of it.
 
 mod familiar;
+mod measured;
 mod routes;
 
 pub use routes::{Route, read_routes};
@@ -14,6 +15,7 @@ pub use routes::{Route, read_routes};
 use crate::error::{Error, Result};
 use crate::session::{CancelHandle, Scoring, Session};
 use familiar::Familiar;
+use measured::Measured;
 
 /// Stands for the request in [`RouterOptions::prompt`].
 const REQUEST: &str = "{request}";
@@ -112,11 +114,10 @@ pub struct Router {
     free: Vec<String>,
     /// Examples, likewise.
     examples: Vec<String>,
-    /// Measured examples, until they all are.
-    seen: Vec<(usize, Vec<f32>)>,
+    measured: Measured,
+    /// What its measurements are noted by, once that is known.
+    subject: Option<Vec<u8>>,
     familiar: Option<Familiar>,
-    /// The log-likelihood of each answer by itself.
-    prior: Vec<f64>,
 }
 
 impl Router {
@@ -142,31 +143,78 @@ impl Router {
         options.check()?;
         routes::check(&routes)?;
         let answers = routes.iter().map(|route| route.answer.clone()).collect();
-        let prior = vec![0.0; routes.len()];
+        let measured = Measured { prior: vec![0.0; routes.len()], seen: Vec::new() };
         let free = if options.calibrate { &CONTENT_FREE[..] } else { &[] };
         let owned = |texts: &[&str]| texts.iter().rev().map(|text| (*text).to_owned()).collect();
         let (free, examples) = (owned(free), owned(&routes::examples(&routes)));
-        Ok(Self { routes, answers, options, free, examples, seen: Vec::new(), familiar: None, prior })
+        Ok(Self { routes, answers, options, free, examples, measured, subject: None, familiar: None })
     }
 
     /// Measures one more text: an example, which takes one pass, or a text without content. Whether more are left; until
     /// then [`Router::route`] goes without them. For callers that let others have the device meanwhile.
+    ///
+    /// Where the engine keeps what it computes (`prefix_folder`), all is noted, and the same router in a later process
+    /// finds it at the first call.
     pub fn measure(&mut self, session: &mut Session) -> Result<bool> {
+        if self.subject.is_none() && self.is_measuring() && session.takes_notes() {
+            let subject = self.subject(session)?;
+            let noted = session.noted(&subject);
+            self.subject = Some(subject);
+            let (answers, examples) = (self.answers.len(), self.examples.len());
+            if let Some(known) = noted.and_then(|bytes| Measured::from_bytes(&bytes, answers, examples)) {
+                self.measured = known;
+                self.free.clear();
+                self.examples.clear();
+                self.settle();
+                return Ok(false);
+            }
+        }
         if let Some(text) = self.free.last() {
             let scores = session.likelihoods(&self.prompt(text), &self.answers)?;
             let share = 1.0 / CONTENT_FREE.len() as f64;
-            self.prior.iter_mut().zip(scores).for_each(|(sum, score)| *sum += score * share);
+            self.measured.prior.iter_mut().zip(scores).for_each(|(sum, score)| *sum += score * share);
             self.free.pop();
         } else if let Some(example) = self.examples.last() {
             let (len, logits) = session.logits_after(&self.prompt(example))?;
-            self.seen.push((len, familiar::sketch(&logits)));
+            self.measured.seen.push((len, familiar::sketch(&logits)));
             self.examples.pop();
         }
-        let more = !self.free.is_empty() || !self.examples.is_empty();
-        if !more && !self.seen.is_empty() {
-            self.familiar = Some(Familiar::new(std::mem::take(&mut self.seen), self.options.familiarity));
+        if self.is_measuring() {
+            return Ok(true);
         }
-        Ok(more)
+        if let Some(subject) = &self.subject {
+            session.note(subject, &self.measured.to_bytes());
+        }
+        self.settle();
+        Ok(false)
+    }
+
+    fn is_measuring(&self) -> bool {
+        !self.free.is_empty() || !self.examples.is_empty()
+    }
+
+    /// All is measured.
+    fn settle(&mut self) {
+        if self.familiar.is_none() && !self.measured.seen.is_empty() {
+            let seen = std::mem::take(&mut self.measured.seen);
+            self.familiar = Some(Familiar::new(seen, self.options.familiarity));
+        }
+    }
+
+    /// Everything that decides what is measured, but for model, adapters and device: the prompts as tokens, so that the
+    /// session's instructions and template count, and the answers.
+    fn subject(&self, session: &Session) -> Result<Vec<u8>> {
+        let mut hash = blake3::Hasher::new();
+        let mut part = |bytes: &[u8]| _ = hash.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+        part(b"router");
+        for texts in [&self.free, &self.examples] {
+            part(&(texts.len() as u64).to_le_bytes());
+            for text in texts {
+                part(bytemuck::cast_slice(&session.prompt_tokens(&self.prompt(text), true)?));
+            }
+        }
+        self.answers.iter().for_each(|answer| part(answer.as_bytes()));
+        Ok(hash.finalize().as_bytes().to_vec())
     }
 
     /// The routes, which a [`Routing`] counts.
@@ -210,7 +258,7 @@ impl Router {
 
     /// What follows from log-likelihoods of the answers, a sketch of what the model would say, and the prompt's length.
     fn judge(&self, scores: &[f64], sketch: &[f32], len: usize) -> Routing {
-        let ranking = rank(scores.iter().zip(&self.prior).map(|(score, prior)| score - prior));
+        let ranking = rank(scores.iter().zip(&self.measured.prior).map(|(score, prior)| score - prior));
         let familiarity = self.familiar.as_ref().map(|familiar| familiar.nearest(sketch));
         let mut routing = Routing { ranking, familiarity, doubt: None };
         if self.familiar.as_ref().zip(familiarity).is_some_and(|(familiar, near)| !familiar.takes(len, near))

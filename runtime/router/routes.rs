@@ -17,7 +17,8 @@ pub struct Route {
     pub name: String,
     /// What the model answers to such a request: the label that it was trained to give, or a description.
     pub answer: String,
-    /// Requests of this kind. They tell the router what is like nothing it knows; a pass each when it is made.
+    /// Requests of this kind. They tell the router what is like nothing it knows; a pass each when it is made, unless the
+    /// engine has kept what they gave ([`Router::measure`](super::Router::measure)).
     pub examples: Vec<String>,
 }
 

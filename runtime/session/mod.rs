@@ -9,6 +9,7 @@ mod cache;
 pub(crate) mod events;
 mod generation;
 mod likelihood;
+mod notes;
 pub mod options;
 pub(crate) mod prefix_files;
 pub(crate) mod prefixes;
@@ -229,7 +230,7 @@ impl Session {
     }
 
     /// The tokens of the transcript with a new prompt at its end; `open` adds what opens the model's turn.
-    fn prompt_tokens(&self, prompt: &str, open: bool) -> Result<Vec<u32>> {
+    pub(crate) fn prompt_tokens(&self, prompt: &str, open: bool) -> Result<Vec<u32>> {
         if self.chat_template().is_some() {
             let user = Message::new(Role::User, prompt);
             return self.template_tokens(&[self.messages.as_slice(), &[user]].concat(), open);

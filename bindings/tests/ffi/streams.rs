@@ -2,14 +2,16 @@
 
 use super::*;
 
-/// Tokens computed so far, once the engine thread has come to rest: for that long, on a busy machine too.
+/// Tokens computed so far, once the engine thread finds nothing to compute: it has answered several times and no pass ran
+/// between two answers, however slow the machine is.
 fn settled(engine: &Engine) -> u64 {
     let (mut before, mut still) = (0, 0);
     while still < 5 {
+        block_on(engine.memory()).unwrap();
         let now = engine.statistics().unwrap().tokens;
         still = if now == before { still + 1 } else { 0 };
         before = now;
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(10));
     }
     before
 }

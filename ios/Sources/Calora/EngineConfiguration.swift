@@ -19,8 +19,8 @@ extension Engine {
         /// Bytes for beginnings of conversations that were computed before: instructions, and what ``CachePolicy/restore``
         /// puts aside. By default 32 MiB; 0 for none.
         public var prefixBudgetBytes: Int?
-        /// A folder in which the beginnings that instructions make outlive the process, such as one in the app's caches;
-        /// within the same budget. By default none.
+        /// A folder in which the beginnings that instructions make, and what routers measured of their examples, outlive the
+        /// process, such as one in the app's caches; within the same budget. By default none.
         public var prefixFolder: URL?
         /// A folder in which facts of the GPU outlive the process, such as one in the app's caches: with it, each kernel is
         /// tried before its first use, what computes wrongly on this driver is not used, and compiled pipelines are kept

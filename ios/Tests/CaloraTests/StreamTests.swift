@@ -89,13 +89,16 @@ extension GenerationOptions {
     static let long = GenerationOptions(maxTokens: 400, temperature: 0)
 }
 
-/// Tokens computed, once their number stands still.
+/// Tokens computed, once the engine's thread finds nothing to compute: it has answered several times and no pass ran
+/// between two answers, however slow the machine is.
 func settled(_ engine: Engine) async throws -> Int {
-    var last = -1
-    while true {
+    var (last, still) = (-1, 0)
+    while still < 5 {
+        _ = try await engine.memory()
         let now = try engine.statistics().tokens
-        if now == last { return now }
+        still = now == last ? still + 1 : 0
         last = now
-        try await Task.sleep(for: .milliseconds(100))
+        try await Task.sleep(for: .milliseconds(10))
     }
+    return last
 }

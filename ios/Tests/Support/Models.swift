@@ -62,9 +62,9 @@ public final class Collected<Value: Sendable>: @unchecked Sendable {
 
 /// Waits until a condition holds.
 ///
-/// - Returns: Whether it came to hold within ten seconds.
+/// - Returns: Whether it came to hold within a minute: only a failure takes so long.
 public func eventually(_ condition: () throws -> Bool) async throws -> Bool {
-    for _ in 0..<1000 {
+    for _ in 0..<6000 {
         if try condition() { return true }
         try await Task.sleep(for: .milliseconds(10))
     }

@@ -14,8 +14,8 @@ import java.io.File
  *   first; null for 64 MiB
  * @property prefixBudgetBytes bytes for beginnings of conversations that were computed before: instructions, and what
  *   [CachePolicy.RESTORE] puts aside; null for 32 MiB, 0 for none
- * @property prefixFolder a folder in which the beginnings that instructions make outlive the process, such as one in the
- *   app's `cacheDir`; within the same budget
+ * @property prefixFolder a folder in which the beginnings that instructions make, and what routers measured of their
+ *   examples, outlive the process, such as one in the app's `cacheDir`; within the same budget
  * @property deviceFolder a folder in which facts of the GPU outlive the process, such as one in the app's `cacheDir`: with
  *   it, each kernel is tried before its first use, what computes wrongly on this driver is not used, and compiled
  *   pipelines are kept

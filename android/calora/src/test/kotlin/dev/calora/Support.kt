@@ -54,7 +54,7 @@ internal fun engineThreads(): Int? =
 
 /** Waits until every engine of this process has ended; fails where one stays. */
 internal suspend fun awaitNoEngine() {
-    repeat(50) {
+    repeat(600) {
         if ((engineThreads() ?: 0) == 0) return
         delay(100.milliseconds)
     }
