@@ -1,9 +1,10 @@
 //! One open GPU: buffers, uploads, readback, and every failure turned into a typed error.
 //!
 //! Invariant: whatever may fail on the GPU runs inside [`Context::guard`], so neither a validation error nor a lost
-//! device panics; after a loss every call says [`Error::DeviceLost`].
+//! device panics; after a loss every call says [`Error::DeviceLost`]. A GPU that was waited for in vain counts as lost.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 
@@ -20,6 +21,8 @@ pub(super) fn buffer_bytes(bytes: u64) -> u64 {
 struct Reports {
     lost: Option<String>,
     uncaptured: Option<String>,
+    /// Work of it never ended.
+    hangs: bool,
 }
 
 /// A device with its queue.
@@ -145,8 +148,36 @@ impl Context {
         Ok(buffer)
     }
 
-    /// Waits for a mapped readback and copies it out.
+    /// Waits for what was submitted; a GPU that takes longer than `patience` is lost from now on.
+    pub(super) fn wait(&self, what: &str, patience: Option<Duration>) -> Result<()> {
+        let all = wgpu::PollType::Wait { submission_index: None, timeout: patience };
+        match self.guard(what, 0, || self.device.poll(all))? {
+            Ok(_) => Ok(()),
+            Err(wgpu::PollError::Timeout) => {
+                let reason = format!("it did not answer for {:?}", patience.unwrap_or_default());
+                log::error!("{what}: the GPU is given up: {reason}");
+                let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+                reports.hangs = true;
+                let reason = reports.lost.get_or_insert(reason).clone();
+                Err(Error::DeviceLost { reason })
+            }
+            Err(e) => Err(Error::Gpu { what: what.to_owned(), reason: e.to_string() }),
+        }
+    }
+
+    /// Waits for a mapped readback and copies it out. A pass may take long on a slow GPU; systems themselves take back one
+    /// that hangs.
     pub(super) fn read(&self, buffer: &wgpu::Buffer, bytes: u64) -> Result<Vec<u8>> {
+        self.read_within(None, buffer, bytes)
+    }
+
+    /// [`Self::read`] from a GPU that is lost where it takes longer than `patience`.
+    pub(super) fn read_within(
+        &self,
+        patience: Option<Duration>,
+        buffer: &wgpu::Buffer,
+        bytes: u64,
+    ) -> Result<Vec<u8>> {
         let done = Arc::new(Mutex::new(None));
         let report = Arc::clone(&done);
         let what = "the readback of a result";
@@ -154,10 +185,8 @@ impl Context {
             buffer.map_async(wgpu::MapMode::Read, 0..bytes, move |result| {
                 *report.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
             });
-            self.device.poll(wgpu::PollType::wait_indefinitely())
-        })?
-        .map_err(|e| Error::Gpu { what: what.to_owned(), reason: e.to_string() })?;
-        self.check(what)?;
+        })?;
+        self.wait(what, patience)?;
         let refused = |reason: String| Error::Gpu { what: what.to_owned(), reason };
         match done.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(Ok(())) => {}
@@ -171,3 +200,16 @@ impl Context {
         Ok(copy)
     }
 }
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if self.reports.lock().unwrap_or_else(PoisonError::into_inner).hangs {
+            // The last holder would wait for the work to end. A leak is less.
+            std::mem::forget((self.device.clone(), self.queue.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "hang.rs"]
+mod hang;

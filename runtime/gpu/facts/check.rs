@@ -9,6 +9,9 @@ use crate::gpu::context::Context;
 use crate::gpu::pipeline::Pipelines;
 use crate::kernels::{BLOCK, Kernel};
 
+/// How long a kernel may take for a case before the GPU counts as hanging, and lost: they take milliseconds, also on software.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Dispatches of one sample of a time at most, and the microseconds that they should take together.
 const REPEATS: f64 = 16.0;
 const ENOUGH: f64 = 2000.0;
@@ -23,7 +26,7 @@ pub(super) enum Outcome {
     Failed(String),
 }
 
-/// Runs every case of a kernel. An error is not the kernel's fault: no memory.
+/// Runs every case of a kernel. An error is not the kernel's fault: no memory; a device that is lost may be.
 pub(super) fn check(context: &Context, pipelines: &mut Pipelines, kernel: Kernel) -> Result<Outcome> {
     let mut worst = 0.0f64;
     for case in cases(kernel)? {
@@ -125,7 +128,7 @@ impl Ready {
             }
             context.queue.submit([encoder.finish()]);
         })?;
-        let bytes = context.read(&target, total)?;
+        let bytes = context.read_within(Some(PATIENCE), &target, total)?;
         let mut rest = bytes.as_slice();
         let mut results = Vec::new();
         for size in sizes {
@@ -150,18 +153,16 @@ impl Ready {
             };
             self.encode(&mut encoder.begin_compute_pass(&descriptor), grid, times);
         };
-        context
-            .guard("a kernel's time", 0, || {
-                let mut encoder = context.device.create_command_encoder(&Default::default());
-                encoded(&mut encoder);
-                if let Some(timer) = timer {
-                    encoder.resolve_query_set(&timer.queries, 0..2, &timer.resolved, 0);
-                    encoder.copy_buffer_to_buffer(&timer.resolved, 0, &timer.readback, 0, 16);
-                }
-                context.queue.submit([encoder.finish()]);
-                context.device.poll(wgpu::PollType::wait_indefinitely()).map(|_| ())
-            })?
-            .map_err(|e| Error::Gpu { what: "a kernel's time".into(), reason: e.to_string() })?;
+        context.guard("a kernel's time", 0, || {
+            let mut encoder = context.device.create_command_encoder(&Default::default());
+            encoded(&mut encoder);
+            if let Some(timer) = timer {
+                encoder.resolve_query_set(&timer.queries, 0..2, &timer.resolved, 0);
+                encoder.copy_buffer_to_buffer(&timer.resolved, 0, &timer.readback, 0, 16);
+            }
+            context.queue.submit([encoder.finish()]);
+        })?;
+        context.wait("a kernel's time", Some(PATIENCE))?;
         let micros = match timer {
             Some(timer) => timer.read(context)?,
             None => start.elapsed().as_secs_f64() * 1e6,
