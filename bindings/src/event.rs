@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use async_channel::{Receiver, Sender, TrySendError};
+use crate::channel::{self, Receiver, Refused, Sender};
 
 /// Events that may wait for a reader; later ones are dropped.
 const WAITING: usize = 64;
@@ -73,13 +73,20 @@ impl Hub {
     }
 
     fn publish(&self, event: &calora::engine::EngineEvent) {
-        if let (Some(event), Some(readers)) = (EngineEvent::new(event), self.lock().as_mut()) {
-            readers.retain(|reader| !matches!(reader.try_send(event.clone()), Err(TrySendError::Closed(_))));
+        let Some(event) = EngineEvent::new(event) else { return };
+        // A reader that is woken may subscribe or close.
+        let readers = self.lock().clone().unwrap_or_default();
+        let mut gone = false;
+        for reader in &readers {
+            gone |= reader.try_send(event.clone()) == Err(Refused::Closed);
+        }
+        if gone && let Some(readers) = self.lock().as_mut() {
+            readers.retain(|reader| !reader.is_closed());
         }
     }
 
     pub(crate) fn subscribe(&self) -> EventStream {
-        let (sender, events) = async_channel::bounded(WAITING);
+        let (sender, events) = channel::bounded(WAITING);
         if let Some(readers) = self.lock().as_mut() {
             readers.push(sender);
         }
@@ -88,7 +95,9 @@ impl Hub {
 
     /// Ends all streams once they are read to their end.
     pub(crate) fn close(&self) {
-        self.lock().take();
+        let readers = self.lock().take();
+        // Whom this wakes may come back.
+        drop(readers);
     }
 }
 
@@ -102,7 +111,7 @@ pub struct EventStream {
 impl EventStream {
     /// The next event; nothing after [`Self::cancel`] or once the engine is closed.
     pub async fn next(&self) -> Option<EngineEvent> {
-        self.events.recv().await.ok()
+        self.events.recv().await
     }
 
     /// Stops listening; a pending [`Self::next`] ends with nothing.

@@ -12,6 +12,7 @@ uniffi::setup_scaffolding!();
 mod adapter;
 mod availability;
 mod bench;
+mod channel;
 mod config;
 mod engine;
 mod error;

@@ -4,7 +4,7 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use async_channel::Sender;
+use crate::channel::{self, Sender};
 
 #[derive(Default)]
 struct State {
@@ -40,8 +40,10 @@ impl Gate {
     pub(crate) fn leave(&self) {
         let mut state = self.lock();
         state.busy = false;
-        // Dropping a sender wakes its receiver.
-        state.waiting.clear();
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        // Dropping a sender wakes its receiver, who may come back.
+        drop(waiting);
     }
 
     /// Closes the gate; resolves when the job in progress (one pass of the device at most) is over.
@@ -52,7 +54,7 @@ impl Gate {
             if !state.busy {
                 return;
             }
-            let (sender, receiver) = async_channel::bounded(1);
+            let (sender, receiver) = channel::bounded(1);
             state.waiting.push(sender);
             receiver
         };

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use calora::engine::BoundAdapter;
 
+use crate::channel;
 use crate::engine::Core;
 use crate::error::{EngineError, Result};
 use crate::options::{
@@ -158,7 +159,7 @@ impl Cell {
         if self.is_responding() {
             return Err(EngineError::Busy);
         }
-        let (sender, receiver) = async_channel::bounded(1);
+        let (sender, receiver) = channel::bounded(1);
         let (mut begin, mut state) = (Some(begin), None);
         let advance = move |session: &mut calora::session::Session| {
             if let Some(begin) = begin.take() {
@@ -180,7 +181,7 @@ type Advance<T> = Box<dyn FnMut(&mut calora::session::Session) -> calora::Result
 struct Passes<T> {
     cell: Arc<Cell>,
     advance: Advance<T>,
-    sender: async_channel::Sender<Result<T>>,
+    sender: channel::Sender<Result<T>>,
 }
 
 impl<T: Send + 'static> Passes<T> {

@@ -8,9 +8,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use async_channel::{Receiver, Sender};
 use calora::session::{Generation, Progress, Session, pass_together};
 
+use crate::channel::{self, Receiver, Sender};
 use crate::error::{EngineError, Result};
 use crate::options::{GenerationOptions, ResponseChunk};
 use crate::session::Cell;
@@ -34,6 +34,16 @@ enum Phase {
     Over,
 }
 
+/// What a pass gave.
+enum Outcome {
+    /// The response goes on; perhaps with a piece of text.
+    More(Option<calora::session::ResponseChunk>),
+    /// It has ended, with its last piece or an error.
+    Last(Result<ResponseChunk>),
+    /// There is nothing to compute.
+    Rest,
+}
+
 /// A response in progress.
 pub(crate) struct Run {
     cell: Arc<Cell>,
@@ -49,7 +59,7 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) fn new(cell: Arc<Cell>, prompt: Prompt, options: GenerationOptions) -> Self {
-        let (chunks, pulled) = async_channel::bounded(AHEAD);
+        let (chunks, pulled) = channel::bounded(AHEAD);
         let phase = Mutex::new(Phase::Waiting { prompt, options });
         let (cancelled, over) = (AtomicBool::new(false), AtomicBool::new(false));
         Self { cell, phase, cancelled, over, scheduled: Mutex::new(false), chunks, pulled }
@@ -128,7 +138,7 @@ impl Run {
     ///
     /// No two are of one session: the earlier one would be cancelled, and is no longer decoding then.
     fn advance_together(runs: &mut Vec<Arc<Self>>) {
-        let mut outcomes: Vec<Option<Result<bool>>> = Vec::with_capacity(runs.len());
+        let mut outcomes: Vec<Option<Outcome>> = Vec::with_capacity(runs.len());
         {
             let mut locked: Vec<_> = runs.iter().map(|run| (run.phase(), run.cell.lock())).collect();
             let mut members = Vec::with_capacity(locked.len());
@@ -145,7 +155,7 @@ impl Run {
                     }
                     _ => {
                         **phase = Phase::Over;
-                        Some(Err(EngineError::closed("session")))
+                        Some(Outcome::Last(Err(EngineError::closed("session"))))
                     }
                 });
             }
@@ -162,38 +172,45 @@ impl Run {
         }
     }
 
-    /// What follows a pass: the next one, or rest.
-    fn go_on(self: &Arc<Self>, outcome: Result<bool>) {
+    /// What follows a pass: the app gets what it gave, and the next one comes, or rest. No lock is held while the app is
+    /// told: it may come back at once, on this very thread.
+    fn go_on(self: &Arc<Self>, outcome: Outcome) {
+        let (last, goes_on) = match outcome {
+            Outcome::More(chunk) => {
+                // There is room: a job is only queued while there is.
+                chunk.map(|chunk| self.chunks.try_send(Ok(chunk.into())));
+                (None, true)
+            }
+            Outcome::Last(last) => (Some(last), false),
+            Outcome::Rest => (None, false),
+        };
         let mut scheduled = self.scheduled();
-        match outcome {
-            // A stream that was cancelled meanwhile comes back to roll back, even when nobody pulls.
-            Ok(true) if !self.chunks.is_full() || self.cancelled.load(Ordering::Acquire) => {
-                drop(scheduled);
-                self.post();
-            }
-            Ok(_) => *scheduled = false,
-            Err(error) => {
-                *scheduled = false;
-                // Whoever is told may ask again at once, on this very thread.
-                drop(scheduled);
-                self.end(Err(error));
-            }
+        // A stream that was cancelled meanwhile comes back to roll back, even when nobody pulls.
+        if goes_on && (!self.chunks.is_full() || self.cancelled.load(Ordering::Acquire)) {
+            drop(scheduled);
+            self.post();
+            return;
+        }
+        *scheduled = false;
+        drop(scheduled);
+        if let Some(last) = last {
+            self.end(last);
         }
     }
 
-    /// Advances the response by one pass; whether it goes on.
-    fn pass(&self) -> Result<bool> {
+    /// Advances the response by one pass.
+    fn pass(&self) -> Outcome {
         let mut phase = self.phase();
         let mut session = self.cell.lock();
         let Some(session) = session.as_mut() else {
             *phase = Phase::Over;
-            return Err(EngineError::closed("session"));
+            return Outcome::Last(Err(EngineError::closed("session")));
         };
         if self.cancelled.load(Ordering::Acquire) {
             if let Phase::Running(mut generation) = std::mem::replace(&mut *phase, Phase::Over) {
                 generation.roll_back(session);
             }
-            return Ok(false);
+            return Outcome::Rest;
         }
         if let Phase::Waiting { prompt, options } = &*phase {
             let started = match prompt {
@@ -204,33 +221,28 @@ impl Run {
                 Ok(generation) => *phase = Phase::Running(Box::new(generation)),
                 Err(error) => {
                     *phase = Phase::Over;
-                    return Err(error.into());
+                    return Outcome::Last(Err(error.into()));
                 }
             }
         }
-        let Phase::Running(generation) = &mut *phase else { return Ok(false) };
+        let Phase::Running(generation) = &mut *phase else { return Outcome::Rest };
         let result = generation.pass(session);
         self.settle(&mut phase, session, result)
     }
 
-    /// Takes what a pass gave to the app; whether the response goes on.
-    fn settle(&self, phase: &mut Phase, session: &Session, result: calora::Result<Progress>) -> Result<bool> {
-        let chunk = match result {
-            Ok(Progress::Computing) => return Ok(true),
-            Ok(Progress::Chunk(chunk)) => chunk,
-            Err(error) => {
-                *phase = Phase::Over;
-                return Err(error.into());
+    /// What a pass gave, with the response's state after it.
+    fn settle(&self, phase: &mut Phase, session: &Session, result: calora::Result<Progress>) -> Outcome {
+        let last = match result {
+            Ok(Progress::Computing) => return Outcome::More(None),
+            Ok(Progress::Chunk(chunk)) if chunk.finish_reason.is_none() => return Outcome::More(Some(chunk)),
+            Ok(Progress::Chunk(chunk)) => {
+                self.cell.refresh(session);
+                Ok(chunk.into())
             }
+            Err(error) => Err(error.into()),
         };
-        if chunk.finish_reason.is_none() {
-            let _ = self.chunks.try_send(Ok(chunk.into()));
-            return Ok(true);
-        }
         *phase = Phase::Over;
-        self.cell.refresh(session);
-        self.end(Ok(chunk.into()));
-        Ok(false)
+        Outcome::Last(last)
     }
 }
 
@@ -265,13 +277,13 @@ impl ResponseStream {
             return Err(run.stopped());
         }
         match received {
-            Ok(chunk) => {
+            Some(chunk) => {
                 if !run.is_over() {
                     run.schedule(); // there is room again
                 }
                 chunk.map(Some)
             }
-            Err(_) => Ok(None),
+            None => Ok(None),
         }
     }
 

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use crate::channel;
 use crate::error::{EngineError, Result};
 use crate::options::SessionPriority;
 use crate::pause::Gate;
@@ -132,7 +133,7 @@ impl Worker {
         &self,
         job: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (sender, receiver) = async_channel::bounded(1);
+        let (sender, receiver) = channel::bounded(1);
         let job = Box::new(move || {
             // The caller may be gone.
             let _ = sender.try_send(job());
@@ -164,8 +165,8 @@ impl Drop for Worker {
 }
 
 /// What a job sent; without a result it has panicked.
-pub(crate) async fn result<T>(receiver: async_channel::Receiver<Result<T>>) -> Result<T> {
-    receiver.recv().await.unwrap_or_else(|_| Err(EngineError::internal("the engine panicked")))
+pub(crate) async fn result<T>(receiver: channel::Receiver<Result<T>>) -> Result<T> {
+    receiver.recv().await.unwrap_or_else(|| Err(EngineError::internal("the engine panicked")))
 }
 
 fn run(jobs: Vec<Job>) {
@@ -199,7 +200,7 @@ mod tests {
                 }
             }))
         };
-        let (done, wait) = async_channel::bounded::<()>(1);
+        let (done, wait) = channel::bounded::<()>(1);
         pollster::block_on(worker.gate.pause());
         assert!(worker.post(Background, job("b1", None)));
         assert!(worker.post(Background, job("b2", Some((Foreground, "f4")))));
@@ -209,16 +210,16 @@ mod tests {
         assert!(worker.post(Foreground, job("f2", None)));
         worker.put_back(Foreground, vec![job("f0", None)]);
         worker.gate.resume();
-        assert!(pollster::block_on(wait.recv()).is_err(), "the last job has dropped its end");
+        assert!(pollster::block_on(wait.recv()).is_none(), "the last job has dropped its end");
         assert_eq!(*order.lock().unwrap(), ["f0", "f1", "f2", "f3", "b1", "b2", "f4", "b3"]);
 
         // Closing lets what is queued end, the background too, and then its own job.
         pollster::block_on(worker.gate.pause());
         assert!(worker.post(Background, job("b4", None)));
         assert!(worker.post(Foreground, job("f5", Some((Foreground, "refused")))));
-        let (done, wait) = async_channel::bounded::<()>(1);
+        let (done, wait) = channel::bounded::<()>(1);
         worker.close(move || drop(done));
-        assert!(pollster::block_on(wait.recv()).is_err());
+        assert!(pollster::block_on(wait.recv()).is_none());
         assert_eq!(order.lock().unwrap()[8..], ["f5", "b4"]);
         assert!(!worker.post(Foreground, job("late", None)));
     }

@@ -139,3 +139,59 @@ fn one_response_at_a_time() {
     assert!(!session.is_responding());
     ask(&session, COMMAND);
 }
+
+/// A caller that wants a lock of its own when it is resumed, as a task of Swift's does.
+struct Resumed {
+    status: Mutex<()>,
+    woken: std::sync::mpsc::SyncSender<()>,
+}
+
+impl std::task::Wake for Resumed {
+    fn wake(self: Arc<Self>) {
+        self.woken.send(()).unwrap();
+        drop(self.status.lock().unwrap());
+    }
+}
+
+/// Swift cancels under the lock of the task's status, which resuming the task asks for.
+#[test]
+fn a_cancel_that_holds_what_a_wake_waits_for_comes_through() {
+    let engine = engine();
+    let (woken, wakes) = std::sync::mpsc::sync_channel(64);
+    let task = Arc::new(Resumed { status: Mutex::new(()), woken });
+    for round in 0..3 {
+        let session = session(&engine, vec![]);
+        block_on(engine.pause()).unwrap();
+        let stream = session.complete(STORY.into(), at_most(100)).unwrap();
+        let mut next = Box::pin(stream.next());
+        let waker = std::task::Waker::from(task.clone());
+        assert!(next.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending(), "it is paused");
+        let (done, cancelled) = std::sync::mpsc::channel();
+        let (status, other) = (task.clone(), stream.clone());
+        let wakes = &wakes;
+        std::thread::scope(|scope| {
+            let held = task.status.lock().unwrap();
+            // The engine's thread is in the midst of waking the caller when another one cancels it.
+            engine.resume().unwrap();
+            wakes.recv_timeout(Duration::from_secs(120)).unwrap();
+            scope.spawn(move || {
+                match round {
+                    0 => other.cancel(),
+                    1 => session.close(),
+                    _ => drop((other, session.is_responding(), session.token_count())),
+                }
+                done.send(()).unwrap();
+            });
+            let came_through = cancelled.recv_timeout(Duration::from_secs(60));
+            drop(held);
+            assert!(
+                came_through.is_ok(),
+                "round {round}: the cancellation waits for the wake, and the wake for it"
+            );
+        });
+        drop(status);
+        drop(next);
+        stream.cancel();
+        while wakes.try_recv().is_ok() {}
+    }
+}
