@@ -18,6 +18,12 @@ host_library() {
     [ -e "$library" ] || library=$root/target/debug/libcalora_ffi.dylib
 }
 
+# bindgen ARGUMENT...: the generator of the bindings; ./test has built one from what its tests were built of.
+bindgen() {
+    if [ -n "${CALORA_BINDGEN:-}" ]; then "$CALORA_BINDGEN" "$@"; return; fi
+    cargo run -q -j2 --locked --profile tools -p calora-bindgen -- "$@"
+}
+
 # need_packages COMMAND_OR_FILE=DEBIAN_PACKAGE...: installs what is missing.
 need_packages() {
     local pair missing=()

@@ -17,8 +17,7 @@ need_packages javac=openjdk-17-jdk-headless mvn=maven python3=python3
 host_library
 say "bindings from $library"
 fresh=$(mktemp -d); trap 'rm -rf "$fresh"' EXIT
-cargo run -q -j2 --locked --profile tools -p calora-bindgen -- generate "$library" --language kotlin --no-format \
-    --out-dir "$fresh"
+bindgen generate "$library" --language kotlin --no-format --out-dir "$fresh"
 # Left alone where nothing changed, so that it is not compiled again.
 diff -rq "$fresh" "$out/generated" >/dev/null 2>&1 || { rm -rf "$out/generated"; mv "$fresh" "$out/generated"; }
 

@@ -14,7 +14,7 @@ image=$work/swift
 "$chroot" setup
 host_library
 out=$(mktemp -d); trap 'rm -rf "$out"' EXIT
-cargo run -q --profile tools -p calora-bindgen -- generate "$library" --language swift --out-dir "$out" |
+bindgen generate "$library" --language swift --out-dir "$out" |
     grep -v swift-format || true                             # it would format what nobody reads
 [ -s "$out/CaloraBindings.swift" ] || { echo "swift.sh: no bindings were written" >&2; exit 1; }
 
