@@ -1,8 +1,9 @@
 //! A bounded queue that a suspended caller of another language waits on.
 //!
 //! Waking such a caller runs foreign code, which wants locks of its own, and foreign code may come in here with one of them:
-//! Swift cancels a task under the lock that resuming the task asks for. Channels at hand wake under their own lock, so that
-//! the two can wait for each other for ever. Invariant: no waker is woken or dropped while a lock of ours is held.
+//! Swift cancels a task under the lock that resuming the task asks for. A channel that wakes under its own lock, as
+//! async-channel 2.5 does, can then wait for Swift, and Swift for it, for ever; those that do not (of futures, of tokio) know
+//! one waiter, and a stream may be pulled twice. Invariant: no waker is woken or dropped while a lock of ours is held.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
