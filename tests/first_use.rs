@@ -55,6 +55,9 @@ fn a_response_makes_room_for_the_next_adapter_within_the_budget() {
     assert_eq!(engine.ready_bytes(), ready, "both are resident");
     engine.trim(TrimLevel::Moderate);
     assert_eq!(engine.ready_bytes(), 0);
+    session.switch_to(&[(a.clone(), 1.0), (b.clone(), 1.0)]).unwrap();
+    answer(&mut session);
+    assert_eq!(engine.ready_bytes(), 0, "two adapters are two copies");
 
     // Neither where the budget is full nor where memory was given back, which the next one finds.
     let small = load(DeviceChoice::Cpu, Some(a.byte_len() as u64 * 5 / 2));

@@ -211,5 +211,4 @@ impl Drop for Context {
 }
 
 #[cfg(test)]
-#[path = "hang.rs"]
 mod hang;

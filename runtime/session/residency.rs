@@ -50,7 +50,8 @@ struct State {
     known: HashMap<Vec<u64>, Weak<Resident>>,
     /// Held within the budget, the least recently used first.
     recent: VecDeque<Arc<Resident>>,
-    /// Bytes of the last list that was loaded, unless memory was given back since.
+    /// Bytes of the last adapter that was loaded, where it is computed on as it lies in the copy of its file and no memory
+    /// was given back since.
     loaded: Option<u64>,
 }
 
@@ -83,7 +84,11 @@ impl Residency {
                 let adapters = adapters.iter().map(|(adapter, _)| adapter.clone()).collect();
                 let resident = Arc::new(Resident::load(&self.shared, adapters)?);
                 state.known.insert(ids, Arc::downgrade(&resident));
-                state.loaded = Some(resident.bytes());
+                // Several are several copies, and what was widened (int8) is memory of another size.
+                state.loaded = match resident.adapters() {
+                    [one] if one.byte_len() as u64 == resident.bytes() => Some(resident.bytes()),
+                    _ => None,
+                };
                 resident
             }
         };

@@ -25,15 +25,14 @@ impl Room {
         Ok(buffer)
     }
 
-    /// Has `len` bytes ready. Where there is no memory for them, whoever needs them will be told.
-    fn prepare(&mut self, len: usize) {
-        if self.0.capacity() < len {
-            self.release();
-            if self.0.try_reserve_exact(len).is_ok() {
-                self.0.resize(len, 0);
-                self.0.clear();
-            }
+    /// A piece of `len` bytes; an empty one where there is no memory, which whoever needs it will be told.
+    fn fetched(len: usize) -> Self {
+        let mut buffer = Vec::new();
+        if buffer.try_reserve_exact(len).is_ok() {
+            buffer.resize(len, 0);
+            buffer.clear();
         }
+        Self(buffer)
     }
 
     fn release(&mut self) -> usize {
@@ -50,10 +49,12 @@ pub(super) fn take(len: usize) -> Result<Vec<u8>, TryReserveError> {
     room().take(len)
 }
 
-/// Makes room for a copy of `len` bytes.
+/// Makes room for a copy of `len` bytes. Nobody who wants memory meanwhile waits for it.
 pub(crate) fn prepare(len: u64) {
-    if let Ok(len) = usize::try_from(len) {
-        room().prepare(len);
+    let Ok(len) = usize::try_from(len) else { return };
+    if room().0.capacity() < len {
+        let fetched = Room::fetched(len);
+        *room() = fetched;
     }
 }
 
@@ -75,10 +76,9 @@ mod tests {
     fn what_was_made_ready_is_taken_once() {
         let mut room = Room(Vec::new());
         assert_eq!(room.take(1000).map(|buffer| buffer.capacity()), Ok(1000));
-        room.prepare(1000);
+        room = Room::fetched(1000);
         let at = room.0.as_ptr();
-        room.prepare(10);
-        assert_eq!((room.0.as_ptr(), room.0.capacity()), (at, 1000), "it is large enough");
+        assert_eq!((room.0.len(), room.0.capacity()), (0, 1000));
         // Neither for what does not fit nor for what would waste most of it.
         for other in [1001, 499] {
             let taken = room.take(other).unwrap_or_default();
@@ -86,8 +86,8 @@ mod tests {
         }
         let taken = room.take(900).unwrap_or_default();
         assert_eq!((taken.as_ptr(), taken.len(), room.release()), (at, 0, 0));
-        room.prepare(900);
+        room = Room::fetched(900);
         assert_eq!((room.release(), room.release()), (900, 0));
-        assert!(room.take(usize::MAX).is_err());
+        assert!(room.take(usize::MAX).is_err() && Room::fetched(usize::MAX).0.capacity() == 0);
     }
 }
