@@ -150,8 +150,22 @@ impl Context {
 
     /// Waits for what was submitted; a GPU that takes longer than `patience` is lost from now on.
     pub(super) fn wait(&self, what: &str, patience: Option<Duration>) -> Result<()> {
-        let all = wgpu::PollType::Wait { submission_index: None, timeout: patience };
-        match self.guard(what, 0, || self.device.poll(all))? {
+        self.wait_after(what, 0, patience, || ())
+    }
+
+    /// Some work, and then [`Self::wait`].
+    fn wait_after(
+        &self,
+        what: &str,
+        bytes: u64,
+        patience: Option<Duration>,
+        work: impl FnOnce(),
+    ) -> Result<()> {
+        let polled = self.guard(what, bytes, || {
+            work();
+            self.device.poll(wgpu::PollType::Wait { submission_index: None, timeout: patience })
+        })?;
+        match polled {
             Ok(_) => Ok(()),
             Err(wgpu::PollError::Timeout) => {
                 let reason = format!("it did not answer for {:?}", patience.unwrap_or_default());
@@ -181,12 +195,11 @@ impl Context {
         let done = Arc::new(Mutex::new(None));
         let report = Arc::clone(&done);
         let what = "the readback of a result";
-        self.guard(what, bytes, || {
+        self.wait_after(what, bytes, patience, || {
             buffer.map_async(wgpu::MapMode::Read, 0..bytes, move |result| {
                 *report.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
             });
         })?;
-        self.wait(what, patience)?;
         let refused = |reason: String| Error::Gpu { what: what.to_owned(), reason };
         match done.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(Ok(())) => {}

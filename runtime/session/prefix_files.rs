@@ -19,9 +19,6 @@ type Kind = (&'static Magic, &'static str);
 const BEGINNING: Kind = (b"caloraKV", "kv");
 const NOTE: Kind = (b"caloraNT", "note");
 
-/// Longer notes are none of ours.
-const LONGEST_NOTE: u64 = 16 << 20;
-
 /// A folder of such files.
 #[derive(Debug)]
 pub(crate) struct PrefixFiles {
@@ -58,7 +55,7 @@ impl PrefixFiles {
         list: &AdapterList,
         device: &DeviceInfo,
     ) -> Option<Vec<u8>> {
-        read_checked(&self.path(NOTE, subject, list, device)?, NOTE.0, LONGEST_NOTE)
+        read_checked(&self.path(NOTE, subject, list, device)?, NOTE.0, self.budget)
     }
 
     /// Notes something of a subject, and removes the oldest files beyond the budget.

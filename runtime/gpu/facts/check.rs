@@ -153,7 +153,8 @@ impl Ready {
             };
             self.encode(&mut encoder.begin_compute_pass(&descriptor), grid, times);
         };
-        context.guard("a kernel's time", 0, || {
+        let what = "a kernel's time";
+        context.guard(what, 0, || {
             let mut encoder = context.device.create_command_encoder(&Default::default());
             encoded(&mut encoder);
             if let Some(timer) = timer {
@@ -162,7 +163,7 @@ impl Ready {
             }
             context.queue.submit([encoder.finish()]);
         })?;
-        context.wait("a kernel's time", Some(PATIENCE))?;
+        context.wait(what, Some(PATIENCE))?;
         let micros = match timer {
             Some(timer) => timer.read(context)?,
             None => start.elapsed().as_secs_f64() * 1e6,
